@@ -1,0 +1,1 @@
+"""KV blocks: their hashes, their events, and the ways they move between processes."""

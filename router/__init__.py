@@ -1,0 +1,1 @@
+"""The KV-aware router: which worker a request costs least on."""

@@ -1,0 +1,1 @@
+"""Runners: what turns a batch of scheduled tokens into logits on a device."""

@@ -1,0 +1,1 @@
+"""Checkpoints: reading weights and tokenizers from every format the engine takes."""
