@@ -1,0 +1,1 @@
+"""The commands of `stafette`, one module each: `add_arguments(parser)` and `run(arguments)`."""

@@ -1,0 +1,107 @@
+"""What a caller asks of the engine, and what it gets back."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from stafette.workers.batch import TokenLogprobs
+from stafette.workers.sampling.params import SamplingParams
+
+FinishReason = Literal["stop", "length", "abort", "error"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One prompt and how to continue it."""
+
+    request_id: str
+    prompt_token_ids: list[int]
+    params: SamplingParams
+    prompt: str | None = None  # as text, when it came as text
+    priority: int = 0  # lower is served earlier
+    lora: str | None = None  # an adapter's name
+    cache_salt: str | None = None  # requests with different salts never share KV
+    detokenize: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class OutputDelta:
+    """What one step added to one of a request's `n` answers."""
+
+    request_id: str
+    index: int
+    token_ids: list[int]
+    text: str
+    logprobs: list[TokenLogprobs] | None = None
+    finish_reason: FinishReason | None = None
+    stop_reason: int | str | None = None  # the token or string that stopped it
+    prompt_logprobs: list[TokenLogprobs] | None = None
+    num_cached_tokens: int = 0  # of the prompt
+    error: str | None = None
+
+
+@dataclass(slots=True)
+class RequestMetrics:
+    """Moments in the life of a request, in seconds of the engine's clock."""
+
+    arrival: float
+    first_token: float | None = None
+    finished: float | None = None
+
+
+@dataclass(slots=True)
+class CompletionOutput:
+    """One of the `n` answers, so far."""
+
+    index: int
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] | None = None
+    finish_reason: FinishReason | None = None
+    stop_reason: int | str | None = None
+    error: str | None = None
+
+    @property
+    def cumulative_logprob(self) -> float | None:
+        return None if self.logprobs is None else sum(item.logprob for item in self.logprobs)
+
+    def add(self, delta: OutputDelta) -> None:
+        self.text += delta.text
+        self.token_ids += delta.token_ids
+        if delta.logprobs is not None:
+            self.logprobs = (self.logprobs or []) + delta.logprobs
+        self.finish_reason = delta.finish_reason
+        self.stop_reason = delta.stop_reason
+        self.error = delta.error
+
+
+@dataclass(slots=True)
+class RequestOutput:
+    """A request with its answers, so far."""
+
+    request_id: str
+    prompt: str | None
+    prompt_token_ids: list[int]
+    outputs: list[CompletionOutput]
+    metrics: RequestMetrics
+    prompt_logprobs: list[TokenLogprobs] | None = None
+    num_cached_tokens: int = 0
+
+    @classmethod
+    def of(cls, request: Request, arrival: float) -> "RequestOutput":
+        outputs = [CompletionOutput(index) for index in range(request.params.n)]
+        metrics = RequestMetrics(arrival)
+        return cls(request.request_id, request.prompt, request.prompt_token_ids, outputs, metrics)
+
+    @property
+    def finished(self) -> bool:
+        return all(output.finish_reason is not None for output in self.outputs)
+
+    def add(self, delta: OutputDelta, now: float) -> None:
+        self.outputs[delta.index].add(delta)
+        self.num_cached_tokens = max(self.num_cached_tokens, delta.num_cached_tokens)
+        if delta.prompt_logprobs is not None:
+            self.prompt_logprobs = delta.prompt_logprobs
+        if delta.token_ids and self.metrics.first_token is None:
+            self.metrics.first_token = now
+        if self.finished:
+            self.metrics.finished = now
