@@ -28,6 +28,7 @@ class AttentionMetadata:
     slots: torch.Tensor  # int64 [tokens]; -1 is a padded row: nothing is written
     max_query_len: int
     max_context_len: int
+    plan: object = None  # a backend's own notes on this step, made at its first layer
 
 
 class AttentionBackend(ABC):
@@ -35,7 +36,8 @@ class AttentionBackend(ABC):
 
     layer_kv: [num_blocks, 2, num_kv_heads, block_size, head_dim], a strided view whose last two
     dimensions are contiguous; q: [tokens, num_heads, head_dim]; k, v: [tokens, num_kv_heads,
-    head_dim]. Query i of a sequence sees context positions <= context_len - query_len + i.
+    head_dim]. These three may be views of which only the last dimension is contiguous.
+    Query i of a sequence sees context positions <= context_len - query_len + i.
     """
 
     name: str

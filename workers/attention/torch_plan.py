@@ -1,0 +1,88 @@
+"""Which sequences TorchAttention runs together. Worked out once a step; all layers use it."""
+
+import math
+from collections import defaultdict
+from dataclasses import dataclass
+
+import torch
+
+from stafette.workers.attention.backend import AttentionMetadata, AttentionShape
+from stafette.workers.attention.paged_pool import block_ids, token_ids
+from stafette.workers.attention.reference import visible
+
+MANY_QUERIES = 32  # from here flash attention is faster than two products and a softmax
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Sequences with equally many queries, padded to the longest of their contexts."""
+
+    tokens: torch.Tensor | None  # [sequences * query_len], rows of q; None: all of them, in order
+    blocks: torch.Tensor  # rows of the pool, see paged_pool.block_ids
+    query_len: int
+    causal: bool  # prompts that begin here, all of one length: needs no mask
+    seen: torch.Tensor | None  # bool [sequences, 1, query_len, context]; None: everything
+    bias: torch.Tensor | None  # the same as 0 and -inf
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    stored: torch.Tensor | None  # which tokens are real; None: all
+    slots: torch.Tensor  # rows of the pool, see paged_pool.token_ids
+    groups: list[Group]
+
+
+def make_plan(shape: AttentionShape, layer_kv: torch.Tensor, meta: AttentionMetadata) -> Plan:
+    """Group sequences by their queries and by the power of two that holds their context."""
+    real = meta.slots >= 0
+    stored = None if bool(real.all()) else real.nonzero()[:, 0]
+    slots = meta.slots if stored is None else meta.slots[stored]
+    groups = [_group(shape, rows, layer_kv, meta) for rows in _alike(meta)]
+    return Plan(stored, token_ids(layer_kv, slots), groups)
+
+
+def _alike(meta: AttentionMetadata) -> list[list[int]]:
+    starts, contexts = meta.query_starts.tolist(), meta.context_lens.tolist()
+    groups: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for row, context_len in enumerate(contexts):
+        query_len = starts[row + 1] - starts[row]
+        if query_len > 0 and context_len > 0:
+            groups[query_len, (context_len - 1).bit_length()].append(row)
+    return list(groups.values())
+
+
+def _group(
+    shape: AttentionShape, rows: list[int], layer_kv: torch.Tensor, meta: AttentionMetadata
+) -> Group:
+    device = meta.slots.device
+    chosen = torch.tensor(rows, device=device)
+    lengths, firsts = meta.context_lens[chosen], meta.query_starts[chosen].long()
+    query_len = int(meta.query_starts[rows[0] + 1] - firsts[0])
+    width = math.ceil(int(lengths.max()) / shape.block_size)
+    ids = block_ids(layer_kv, meta.block_tables[chosen, :width])
+    tokens = None
+    if len(rows) * query_len != len(meta.slots):
+        tokens = (firsts[:, None] + torch.arange(query_len, device=device)).flatten()
+    if _causal(shape, query_len, lengths):
+        return Group(tokens, ids, query_len, causal=True, seen=None, bias=None)
+    seen = _seen(shape, lengths, query_len, width)
+    if seen.all():
+        return Group(tokens, ids, query_len, causal=False, seen=None, bias=None)
+    bias = torch.zeros(seen.shape, device=device).masked_fill_(~seen, -math.inf)
+    return Group(tokens, ids, query_len, causal=False, seen=seen, bias=bias)
+
+
+def _causal(shape: AttentionShape, query_len: int, lengths: torch.Tensor) -> bool:
+    """Whether torch's own causal mask says it all, and is used."""
+    wide = shape.sliding_window is None or shape.sliding_window >= query_len
+    return wide and query_len >= MANY_QUERIES and bool((lengths == query_len).all())
+
+
+def _seen(shape: AttentionShape, lengths: torch.Tensor, query_len: int, width: int) -> torch.Tensor:
+    context = width * shape.block_size
+    masks = torch.zeros(
+        len(lengths), 1, query_len, context, dtype=torch.bool, device=lengths.device
+    )
+    for row, length in enumerate(lengths.tolist()):
+        masks[row, 0, :, :length] = visible(query_len, length, shape.sliding_window, lengths.device)
+    return masks

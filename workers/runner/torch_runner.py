@@ -1,0 +1,175 @@
+"""Runs any architecture on torch, on a CPU or a CUDA device: the tier that needs no compiler."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from stafette.workers.attention.backend import AttentionBackend, AttentionMetadata, AttentionShape
+from stafette.workers.attention.registry import choose
+from stafette.workers.config import EngineConfig
+from stafette.workers.errors import OutOfMemory
+from stafette.workers.models.layers import Step
+from stafette.workers.models.linear import Adapters
+from stafette.workers.models.registry import build_model
+from stafette.workers.models.sharding import SOLO, TensorParallel
+from stafette.workers.runner.device import (
+    TORCH_DTYPES,
+    choose_device,
+    choose_dtype,
+    choose_kv_dtype,
+    free_device_bytes,
+)
+from stafette.workers.runner.runner import KvLayout, Runner, StepInputs, StepTensors
+from stafette.workers.weights.checkpoint import Checkpoint
+
+_OUT_OF_MEMORY = "not enough memory"  # how torch's CPU allocator says so, in a RuntimeError
+
+
+@dataclass(slots=True)
+class StepBatch:
+    """A step on the device. Its shapes depend on the numbers of tokens and sequences alone."""
+
+    token_ids: torch.Tensor  # int32 [tokens]
+    positions: torch.Tensor  # int32 [tokens]
+    meta: AttentionMetadata
+
+
+class TorchRunner(Runner):
+    """One rank: its share of the model, and of every KV block."""
+
+    def __init__(
+        self, config: EngineConfig, checkpoint: Checkpoint, tp: TensorParallel = SOLO
+    ) -> None:
+        self.config, self.spec, self.tp = config, checkpoint.spec, tp
+        self.device = choose_device(config)
+        self.dtype = choose_dtype(config, self.spec, self.device)
+        if self.device.type == "cpu" and config.num_threads is not None:
+            torch.set_num_threads(config.num_threads)
+        try:
+            self.model = build_model(checkpoint, self.dtype, self.device, tp)
+        except torch.OutOfMemoryError as error:
+            remedy = f"its weights do not fit on {self.device}; raise it, or quantize the model"
+            raise OutOfMemory("tensor_parallel_size", tp.size, remedy) from error
+        self.kv_layout = self._layout()
+        self.attention = self._backend()
+        self._pool: torch.Tensor | None = None
+        self._layers: list[torch.Tensor] = []
+
+    def free_bytes(self) -> int:
+        return max(0, free_device_bytes(self.device) - self._activation_bytes())
+
+    def allocate_kv(self, num_blocks: int) -> None:
+        self._pool, self._layers = None, []
+        free = free_device_bytes(self.device)
+        if num_blocks * self.kv_layout.block_bytes > free:
+            raise _too_many_blocks(num_blocks, free // self.kv_layout.block_bytes)
+        shape, dtype = (num_blocks, *self.kv_layout.shape), TORCH_DTYPES[self.kv_layout.dtype]
+        try:
+            # Zeros: a masked row's share is 0, and 0 times what was never written must be 0.
+            self._pool = torch.zeros(shape, dtype=dtype, device=self.device)
+        except RuntimeError as error:
+            raise _too_many_blocks(num_blocks, num_blocks // 2) from error
+        self._layers = list(self._pool.unbind(1))
+
+    def kv_pool(self) -> torch.Tensor:
+        assert self._pool is not None, "allocate_kv comes first"
+        return self._pool
+
+    def forward(self, inputs: StepInputs) -> StepTensors:
+        try:
+            with torch.no_grad():
+                return self._forward(inputs)
+        except RuntimeError as error:
+            if isinstance(error, torch.OutOfMemoryError) or _OUT_OF_MEMORY in str(error):
+                raise self._step_too_large(inputs) from error
+            raise
+
+    def warm_up(self) -> None:
+        """Run one token that is written nowhere: kernels are chosen and compiled."""
+        one = np.zeros(1, np.int32)
+        starts, lens = np.array([0, 1], np.int32), np.ones(1, np.int32)
+        batch = self.upload(StepInputs(one, one, starts, lens, one[None], one))
+        batch.meta.slots.fill_(-1)
+        with torch.no_grad():
+            self.model.logits(self.forward_tensors(batch))
+
+    def close(self) -> None:
+        self._pool, self._layers = None, []
+        if hasattr(self, "model"):
+            del self.model
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def upload(self, inputs: StepInputs) -> StepBatch:
+        """Copy a step's inputs to the device."""
+        meta = AttentionMetadata(
+            query_starts=self._tensor(inputs.query_starts),
+            context_lens=self._tensor(inputs.context_lens),
+            block_tables=self._tensor(inputs.block_tables),
+            slots=self._tensor(inputs.slots(self.kv_layout.block_size)),
+            max_query_len=int(np.diff(inputs.query_starts).max()),
+            max_context_len=int(inputs.context_lens.max()),
+        )
+        return StepBatch(self._tensor(inputs.token_ids), self._tensor(inputs.positions), meta)
+
+    def forward_tensors(self, batch: StepBatch, adapters: Adapters | None = None) -> torch.Tensor:
+        """Return [tokens, hidden]. Reads nothing but tensors, so that a CUDA graph can hold it."""
+        cos, sin = self.model.rope.angles(batch.positions, self.dtype)
+        step = Step(cos, sin, self._layers, self.attention, batch.meta, adapters)
+        return self.model.hidden(batch.token_ids, step)
+
+    def _forward(self, inputs: StepInputs) -> StepTensors:
+        hidden = self.forward_tensors(self.upload(inputs))
+        logits = self.model.logits(self._pick(hidden, inputs.logit_rows))
+        if len(inputs.hidden_rows) == 0:
+            return StepTensors(logits)
+        return StepTensors(logits, self._pick(hidden, inputs.hidden_rows).float())
+
+    def _pick(self, hidden: torch.Tensor, rows: np.ndarray) -> torch.Tensor:
+        everything = len(rows) == len(hidden) and bool((np.diff(rows) == 1).all())
+        return hidden if everything else hidden.index_select(0, self._tensor(rows))
+
+    def _tensor(self, values: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(values)).to(self.device, non_blocking=True)
+
+    def _layout(self) -> KvLayout:
+        return KvLayout(
+            num_layers=self.spec.num_layers,
+            num_kv_heads=self.tp.count(self.spec.num_kv_heads),
+            block_size=self.config.block_size,
+            head_dim=self.spec.head_dim,
+            dtype=choose_kv_dtype(self.config, self.dtype),
+        )
+
+    def _backend(self) -> AttentionBackend:
+        shape = AttentionShape(
+            num_heads=self.tp.count(self.spec.num_heads),
+            num_kv_heads=self.kv_layout.num_kv_heads,
+            head_dim=self.spec.head_dim,
+            block_size=self.config.block_size,
+            scale=self.spec.head_dim**-0.5,
+            sliding_window=self.model.sliding_window,
+        )
+        name = self.config.attention_backend
+        return choose(name, shape, self.device, self.kv_layout.dtype)(shape)
+
+    def _activation_bytes(self) -> int:
+        """Return an upper bound of what a step needs beside weights and KV."""
+        spec, tokens = self.spec, self.config.max_num_batched_tokens
+        width = 6 * spec.hidden_size + 4 * spec.q_size + 3 * spec.intermediate_size
+        if spec.moe is not None:
+            width += spec.moe.experts_per_token * (
+                3 * spec.moe.intermediate_size + spec.hidden_size
+            )
+        logits = 8 * spec.vocab_size * min(tokens, self.config.max_num_seqs)
+        return tokens * width * self.dtype.itemsize + logits
+
+    def _step_too_large(self, inputs: StepInputs) -> OutOfMemory:
+        remedy = f"a step of {inputs.num_tokens} tokens did not fit; lower it to "
+        remedy += f"{max(1, inputs.num_tokens // 2)}, or lower gpu_memory_utilization"
+        return OutOfMemory("max_num_batched_tokens", self.config.max_num_batched_tokens, remedy)
+
+
+def _too_many_blocks(num_blocks: int, fitting: int) -> OutOfMemory:
+    return OutOfMemory("num_kv_blocks", num_blocks, f"the pool does not fit; lower it to {fitting}")
