@@ -1,0 +1,54 @@
+"""`stafette generate`, as a user runs it."""
+
+import json
+import subprocess
+import sys
+
+SMALL = ["--max-model-len", "512", "--num-kv-blocks", "64", "--max-num-seqs", "4"]
+
+
+def stafette(*arguments, stdin=None):
+    command = [sys.executable, "-m", "stafette", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, input=stdin, timeout=120)
+
+
+def test_a_question_is_answered_and_the_pace_is_told():
+    done = stafette("generate", *SMALL, "What is the capital of France?")
+
+    assert done.returncode == 0, done.stderr
+    assert "Paris" in done.stdout
+    assert "tok/s" in done.stderr
+
+
+def test_the_prompt_may_come_from_standard_input_and_be_continued_raw():
+    arguments = ["--raw", "--max-tokens", "4", "--quiet", "-"]
+
+    done = stafette("generate", *SMALL, *arguments, stdin="The capital of France is")
+
+    assert "Paris" in done.stdout
+    assert done.stderr == ""
+
+
+def test_an_answer_can_be_bound_to_a_schema(tmp_path):
+    schema = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}
+    file = tmp_path / "schema.json"
+    file.write_text(json.dumps({**schema, "additionalProperties": False}))
+
+    done = stafette("generate", *SMALL, "--json-schema", str(file), "Is water wet?")
+
+    assert type(json.loads(done.stdout)["ok"]) is bool
+
+
+def test_a_wrong_flag_is_one_line_and_no_traceback():
+    done = stafette("generate", "--max-model-len", "1000000", "hello")
+
+    assert done.returncode == 1
+    assert done.stderr.startswith("stafette: max_model_len = 1000000")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_model_that_is_not_there_is_named():
+    done = stafette("generate", "--model", "/no/such/model", "hello")
+
+    assert done.returncode == 1
+    assert done.stderr.startswith("stafette: model = '/no/such/model'")
