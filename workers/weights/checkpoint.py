@@ -70,6 +70,10 @@ class Checkpoint(ABC):
     def load(self, name: str) -> Weight:
         """Return one tensor; quantized matrices stay quantized. CheckpointError when missing."""
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return a tensor's shape; most formats know it from their header."""
+        return tuple(self.load(name).shape)
+
     def load_dense(self, name: str, dtype: torch.dtype) -> torch.Tensor:
         weight = self.load(name)
         return weight.dequantize(dtype) if isinstance(weight, GroupedWeight) else weight.to(dtype)
