@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from stafette.workers.errors import ConfigError
 from stafette.workers.models.spec import ModelSpec
 
 Int32s = npt.NDArray[np.int32]
@@ -103,3 +104,11 @@ class Runner(ABC):
     @abstractmethod
     def close(self) -> None:
         """Free the device's memory. Safe to call twice."""
+
+    def add_lora(self, slot: int, path: str) -> None:
+        """Load the adapter in this folder; StepInputs.lora_slots names it by its slot."""
+        raise ConfigError("enable_lora", True, "this runner serves no adapters; use runner=torch")
+
+    def remove_lora(self, slot: int) -> None:
+        """Forget the slot's adapter; no running sequence may use it."""
+        raise ConfigError("enable_lora", True, "this runner serves no adapters; use runner=torch")

@@ -8,9 +8,10 @@ import torch
 from stafette.workers.attention.backend import AttentionBackend, AttentionMetadata, AttentionShape
 from stafette.workers.attention.registry import choose
 from stafette.workers.config import EngineConfig
-from stafette.workers.errors import OutOfMemory
+from stafette.workers.errors import ConfigError, OutOfMemory
 from stafette.workers.models.layers import Step
 from stafette.workers.models.linear import Adapters
+from stafette.workers.models.lora import Adapter, LoraBatch, group_tokens, load_adapter
 from stafette.workers.models.registry import build_model
 from stafette.workers.models.sharding import SOLO, TensorParallel
 from stafette.workers.runner.device import (
@@ -53,6 +54,7 @@ class TorchRunner(Runner):
             raise OutOfMemory("tensor_parallel_size", tp.size, remedy) from error
         self.kv_layout = self._layout()
         self.attention = self._backend()
+        self._adapters: dict[int, Adapter] = {}
         self._pool: torch.Tensor | None = None
         self._layers: list[torch.Tensor] = []
 
@@ -101,6 +103,17 @@ class TorchRunner(Runner):
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
+    def add_lora(self, slot: int, path: str) -> None:
+        if not self.config.enable_lora:
+            raise ConfigError("enable_lora", False, "set it to serve adapters")
+        if not 0 <= slot < self.config.max_loras:
+            remedy = f"has no slot {slot}; raise it or remove an adapter"
+            raise ConfigError("max_loras", self.config.max_loras, remedy)
+        self._adapters[slot] = load_adapter(path, self.model, self.config.max_lora_rank)
+
+    def remove_lora(self, slot: int) -> None:
+        self._adapters.pop(slot, None)
+
     def upload(self, inputs: StepInputs) -> StepBatch:
         """Copy a step's inputs to the device."""
         meta = AttentionMetadata(
@@ -120,11 +133,18 @@ class TorchRunner(Runner):
         return self.model.hidden(batch.token_ids, step)
 
     def _forward(self, inputs: StepInputs) -> StepTensors:
-        hidden = self.forward_tensors(self.upload(inputs))
+        hidden = self.forward_tensors(self.upload(inputs), self._adapters_of(inputs))
         logits = self.model.logits(self._pick(hidden, inputs.logit_rows))
         if len(inputs.hidden_rows) == 0:
             return StepTensors(logits)
         return StepTensors(logits, self._pick(hidden, inputs.hidden_rows).float())
+
+    def _adapters_of(self, inputs: StepInputs) -> LoraBatch | None:
+        slots = inputs.lora_slots
+        if slots is None or slots.max() < 0:
+            return None
+        groups = group_tokens(slots, inputs.query_starts, self._adapters)
+        return LoraBatch([(self._tensor(tokens), adapter) for tokens, adapter in groups])
 
     def _pick(self, hidden: torch.Tensor, rows: np.ndarray) -> torch.Tensor:
         everything = len(rows) == len(hidden) and bool((np.diff(rows) == 1).all())
