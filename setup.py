@@ -1,8 +1,18 @@
 """The native libraries: optional plain C++. Everything else is in pyproject.toml."""
 
+from glob import glob
+
 from setuptools import Extension, setup
 
-FLAGS = ["-O3", "-std=c++17", "-fvisibility=hidden", "-fno-math-errno", "-pthread"]
+FLAGS = [
+    "-O3",
+    "-std=c++17",
+    "-fvisibility=hidden",
+    "-fno-math-errno",
+    "-ffp-contract=off",  # a product and a sum are fused where the source says so, nowhere else
+    "-pthread",
+]
+KERNELS = "src/stafette/workers/native"
 
 
 def native(name: str, sources: list[str], depends: list[str]) -> Extension:
@@ -17,4 +27,12 @@ def native(name: str, sources: list[str], depends: list[str]) -> Extension:
     )
 
 
-setup(ext_modules=[])
+setup(
+    ext_modules=[
+        native(
+            "stafette.workers.native._kernels",
+            sources=sorted(glob(f"{KERNELS}/*.cpp")),
+            depends=sorted(glob(f"{KERNELS}/*.h")),
+        )
+    ]
+)

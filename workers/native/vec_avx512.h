@@ -1,0 +1,146 @@
+// Sixteen floats in an AVX-512 register, and the dot products of weight codes with VNNI.
+// To be included inside an anonymous namespace, under the matching target.
+
+constexpr int kLanes = 16;
+
+struct Vec {
+  __m512 v;
+};
+using DotCodes = __m512i[8];  // a group of a tile: 16 rows x 4 columns in each
+
+inline Vec load(const float* p) { return {_mm512_loadu_ps(p)}; }
+inline void store(float* p, Vec a) { _mm512_storeu_ps(p, a.v); }
+inline Vec splat(float x) { return {_mm512_set1_ps(x)}; }
+inline Vec operator+(Vec a, Vec b) { return {_mm512_add_ps(a.v, b.v)}; }
+inline Vec operator-(Vec a, Vec b) { return {_mm512_sub_ps(a.v, b.v)}; }
+inline Vec operator*(Vec a, Vec b) { return {_mm512_mul_ps(a.v, b.v)}; }
+inline Vec operator/(Vec a, Vec b) { return {_mm512_div_ps(a.v, b.v)}; }
+inline Vec fused(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }  // a * b + c
+inline Vec larger(Vec a, Vec b) { return {_mm512_max_ps(a.v, b.v)}; }
+inline Vec smaller(Vec a, Vec b) { return {_mm512_min_ps(a.v, b.v)}; }
+inline Vec magnitude(Vec a) { return {_mm512_abs_ps(a.v)}; }
+inline Vec rounded(Vec a) { return {_mm512_roundscale_ps(a.v, 0)}; }
+inline float total(Vec a) { return _mm512_reduce_add_ps(a.v); }
+inline float largest(Vec a) { return _mm512_reduce_max_ps(a.v); }
+
+// value * 2^power for whole, clamped powers
+inline Vec scaled(Vec value, Vec power) { return {_mm512_scalef_ps(value.v, power.v)}; }
+
+inline void store_int8(std::int8_t* p, Vec whole) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(whole.v)));
+}
+
+inline Vec load_half(const std::uint16_t* p) {
+  return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
+}
+inline void store_half(std::uint16_t* p, Vec a) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT));
+}
+inline Vec load_bf16(const std::uint16_t* p) {
+  const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16))};
+}
+inline void store_bf16(std::uint16_t* p, Vec a) {
+  const __m512i bits = _mm512_castps_si512(a.v);
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  const __m512i even = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7FFF)));
+  const __mmask16 nan = _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q);
+  const __m512i kept = _mm512_mask_or_epi32(even, nan, bits, _mm512_set1_epi32(0x400000));
+  const __m256i high = _mm512_cvtepi32_epi16(_mm512_srli_epi32(kept, 16));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), high);
+}
+
+inline Vec load_words(const std::uint32_t* p) { return {_mm512_loadu_ps(p)}; }
+inline Vec splat_word(std::uint32_t x) {
+  return {_mm512_castsi512_ps(_mm512_set1_epi32(static_cast<int>(x)))};
+}
+
+// acc + the dot product of two bf16 in every lane
+inline Vec dot_pairs(Vec acc, Vec a, Vec b) {
+#ifdef __AVX512BF16__
+  return {_mm512_dpbf16_ps(acc.v, (__m512bh)a.v, (__m512bh)b.v)};
+#else
+  const __m512i high = _mm512_set1_epi32(static_cast<int>(0xFFFF0000));
+  const __m512i wa = _mm512_castps_si512(a.v), wb = _mm512_castps_si512(b.v);
+  const __m512 a1 = _mm512_castsi512_ps(_mm512_and_si512(wa, high));
+  const __m512 b1 = _mm512_castsi512_ps(_mm512_and_si512(wb, high));
+  const __m512 a0 = _mm512_castsi512_ps(_mm512_slli_epi32(wa, 16));
+  const __m512 b0 = _mm512_castsi512_ps(_mm512_slli_epi32(wb, 16));
+  return {_mm512_fmadd_ps(a0, b0, _mm512_fmadd_ps(a1, b1, acc.v))};
+#endif
+}
+#ifdef __AVX512BF16__
+constexpr bool kPairedAttention = true;
+#else
+constexpr bool kPairedAttention = false;
+#endif
+
+// Sixteen rows of 16 words become 16 columns: to[k * stride + t] = from[t][k].
+inline void transpose(const std::uint32_t* const* from, std::uint32_t* to, std::int64_t stride) {
+  __m512i r[16], s[16];
+  for (int i = 0; i < 16; ++i) r[i] = _mm512_loadu_si512(from[i]);
+  for (int i = 0; i < 16; i += 2) {
+    s[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+    s[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+  }
+  for (int i = 0; i < 16; i += 4) {
+    r[i] = _mm512_unpacklo_epi64(s[i], s[i + 2]);
+    r[i + 1] = _mm512_unpackhi_epi64(s[i], s[i + 2]);
+    r[i + 2] = _mm512_unpacklo_epi64(s[i + 1], s[i + 3]);
+    r[i + 3] = _mm512_unpackhi_epi64(s[i + 1], s[i + 3]);
+  }
+  for (int i = 0; i < 4; ++i) {
+    s[i] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88);
+    s[i + 4] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xDD);
+    s[i + 8] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88);
+    s[i + 12] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xDD);
+  }
+  for (int i = 0; i < 4; ++i) {
+    _mm512_storeu_si512(to + i * stride, _mm512_shuffle_i32x4(s[i], s[i + 8], 0x88));
+    _mm512_storeu_si512(to + (i + 8) * stride, _mm512_shuffle_i32x4(s[i], s[i + 8], 0xDD));
+    _mm512_storeu_si512(to + (i + 4) * stride, _mm512_shuffle_i32x4(s[i + 4], s[i + 12], 0x88));
+    _mm512_storeu_si512(to + (i + 12) * stride, _mm512_shuffle_i32x4(s[i + 4], s[i + 12], 0xDD));
+  }
+}
+
+// ---- weight codes ----
+
+inline void decode4(const std::uint8_t* packed, int /*part*/, DotCodes& out) {
+  const __m512i low = _mm512_set1_epi8(0x0F);
+  for (int i = 0; i < 4; ++i) {
+    const __m512i both = _mm512_loadu_si512(packed + 64 * i);
+    out[i] = _mm512_and_si512(both, low);
+    out[i + 4] = _mm512_and_si512(_mm512_srli_epi16(both, 4), low);
+  }
+}
+inline void decode8(const std::uint8_t* packed, int /*part*/, DotCodes& out) {
+  for (int i = 0; i < 8; ++i) out[i] = _mm512_loadu_si512(packed + 64 * i);
+}
+
+// dots[n] = start[n] + codes * activations of N tokens, 32 columns each
+template <int N>
+inline void dot4(const DotCodes& codes, const std::int8_t* in, const std::int32_t*, Vec* dots) {
+  __m512i sum[N];
+  for (int n = 0; n < N; ++n) sum[n] = _mm512_setzero_si512();
+  for (int i = 0; i < 8; ++i) {
+    for (int n = 0; n < N; ++n) {
+      std::int32_t four;
+      std::memcpy(&four, in + n * kGroup + 4 * i, 4);
+      sum[n] = _mm512_dpbusd_epi32(sum[n], codes[i], _mm512_set1_epi32(four));
+    }
+  }
+  for (int n = 0; n < N; ++n) dots[n].v = _mm512_cvtepi32_ps(sum[n]);
+}
+template <int N>
+inline void dot8(const DotCodes& codes, const std::int8_t* in, const std::int32_t* zero, Vec* dots) {
+  __m512i sum[N];
+  for (int n = 0; n < N; ++n) sum[n] = _mm512_set1_epi32(zero[n]);
+  for (int i = 0; i < 8; ++i) {
+    for (int n = 0; n < N; ++n) {
+      std::int32_t four;
+      std::memcpy(&four, in + n * kGroup + 4 * i, 4);
+      sum[n] = _mm512_dpbusd_epi32(sum[n], codes[i], _mm512_set1_epi32(four));
+    }
+  }
+  for (int n = 0; n < N; ++n) dots[n].v = _mm512_cvtepi32_ps(sum[n]);
+}
