@@ -14,9 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from stafette.workers.errors import CheckpointError
-from stafette.workers.weights.gguf_blocks import FORMATS, Bytes
+from stafette.workers.weights.gguf_formats import FORMATS
+
+Bytes = npt.NDArray[np.uint8]
 
 MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
@@ -44,7 +47,7 @@ class GgufTensor:
 
     name: str
     shape: tuple[int, ...]
-    kind: int  # the key of gguf_blocks.FORMATS
+    kind: int  # the key of gguf_formats.FORMATS
     start: int  # in the file
     num_bytes: int
 

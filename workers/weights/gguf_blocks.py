@@ -1,62 +1,25 @@
-"""The block formats of GGUF: their sizes, and how their bytes become a GroupedWeight or a tensor.
+"""How the bytes of GGUF's block formats become a GroupedWeight or a tensor.
 
 Blocks of 32 keep their codes, scale and offset exactly; formats that GroupedWeight cannot hold go
 through the `gguf` package, which is imported when the first one is met.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from stafette.workers.weights.checkpoint import GROUP, Bits, GroupedWeight, Weight
+from stafette.workers.weights.gguf_formats import FORMATS
 
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 
-_K = 256  # elements in a super-block of the K-quants
 _K_SCALE_BYTES = 12  # eight 6-bit scales and eight 6-bit minima
 _LOW_NIBBLES = np.uint16(0x0F0F)
 _NIBBLE = np.uint16(4)
 
-
-@dataclass(frozen=True, slots=True)
-class BlockFormat:
-    """One ggml type: `elements` consecutive weights of a row take `num_bytes`."""
-
-    name: str
-    elements: int
-    num_bytes: int
-
-
-FORMATS = {
-    0: BlockFormat("F32", 1, 4),
-    1: BlockFormat("F16", 1, 2),
-    2: BlockFormat("Q4_0", 32, 18),
-    3: BlockFormat("Q4_1", 32, 20),
-    6: BlockFormat("Q5_0", 32, 22),
-    7: BlockFormat("Q5_1", 32, 24),
-    8: BlockFormat("Q8_0", 32, 34),
-    10: BlockFormat("Q2_K", _K, 84),
-    11: BlockFormat("Q3_K", _K, 110),
-    12: BlockFormat("Q4_K", _K, 144),
-    13: BlockFormat("Q5_K", _K, 176),
-    14: BlockFormat("Q6_K", _K, 210),
-    16: BlockFormat("IQ2_XXS", _K, 66),
-    17: BlockFormat("IQ2_XS", _K, 74),
-    18: BlockFormat("IQ3_XXS", _K, 98),
-    19: BlockFormat("IQ1_S", _K, 50),
-    20: BlockFormat("IQ4_NL", 32, 18),
-    21: BlockFormat("IQ3_S", _K, 110),
-    22: BlockFormat("IQ2_S", _K, 82),
-    23: BlockFormat("IQ4_XS", _K, 136),
-    29: BlockFormat("IQ1_M", _K, 56),
-    30: BlockFormat("BF16", 1, 2),
-    34: BlockFormat("TQ1_0", _K, 54),
-    35: BlockFormat("TQ2_0", _K, 66),
-}
 
 DENSE: dict[str, torch.dtype] = {
     "F32": torch.float32,

@@ -12,7 +12,8 @@ import torch
 from stafette.workers.errors import CheckpointError
 from stafette.workers.weights.checkpoint import Checkpoint, Weight
 from stafette.workers.weights.gguf import GgufFile, GgufTensor
-from stafette.workers.weights.gguf_blocks import DENSE, FORMATS, Bytes, decode
+from stafette.workers.weights.gguf_blocks import DENSE, Bytes, decode
+from stafette.workers.weights.gguf_formats import FORMATS
 from stafette.workers.weights.gguf_spec import read_spec
 
 _TOP = {
@@ -90,8 +91,8 @@ class GgufCheckpoint(Checkpoint):
         """Return the bytes of each row; a vector has one element a row."""
         tensor, rows = source.tensor, self.file.rows(source.tensor)
         if source.expert is not None:
-            per_expert = rows.reshape(tensor.shape[0], -1)
-            return per_expert[source.expert].reshape(-1, rows.shape[-1])
+            each = len(rows) // tensor.shape[0]
+            return rows[source.expert * each : (source.expert + 1) * each]
         if len(tensor.shape) > 1:
             return rows
         if FORMATS[tensor.kind].name not in DENSE:
@@ -110,7 +111,8 @@ def _in_halves(rows: Bytes, heads: int) -> Bytes:
         remedy = f"must be a multiple of twice the {heads} heads"
         raise CheckpointError("rows of q_proj and k_proj", len(rows), remedy)
     order = np.arange(len(rows)).reshape(heads, -1, 2).swapaxes(1, 2).reshape(-1)
-    return rows[order]
+    in_halves: Bytes = rows[order]
+    return in_halves
 
 
 def _sources(file: GgufFile) -> Iterator[tuple[str, _Source]]:

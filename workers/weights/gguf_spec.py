@@ -9,7 +9,7 @@ import numpy as np
 from stafette.workers.errors import CheckpointError
 from stafette.workers.models.spec import Architecture, ModelSpec, MoeSpec, RopeSpec
 from stafette.workers.weights.gguf import GgufFile
-from stafette.workers.weights.gguf_blocks import FORMATS
+from stafette.workers.weights.gguf_formats import FORMATS
 
 ARCHITECTURES: dict[str, Architecture] = {
     "llama": "llama",  # Mistral too: converters store it under this name
