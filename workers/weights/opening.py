@@ -1,0 +1,96 @@
+"""Opens a model by its name: a directory, a .gguf file, or the embedded model."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import get_args
+
+from stafette.workers.config import EMBEDDED_MODEL, Quantization
+from stafette.workers.errors import CheckpointError, ConfigError
+from stafette.workers.weights.checkpoint import Checkpoint, GroupedWeight, Weight
+from stafette.workers.weights.embedded import embedded_model
+from stafette.workers.weights.json_file import read_json
+from stafette.workers.weights.shapes import verify_shapes
+from stafette.workers.weights.tokenizer import Tokenizer
+
+
+def open_checkpoint(model: str, quantization: Quantization = "auto") -> Checkpoint:
+    """Return a checkpoint whose tensors are all there and of the right shape."""
+    if quantization not in get_args(Quantization):
+        remedy = f"must be one of {', '.join(get_args(Quantization))}"
+        raise ConfigError("quantization", quantization, remedy)
+    path = resolve(model)
+    checkpoint = _open_directory(path) if path.is_dir() else _open_gguf(path)
+    if quantization not in ("auto", "none", checkpoint.quantization):
+        remedy = f"the files of {model} hold {checkpoint.quantization}: leave it at auto"
+        raise ConfigError("quantization", quantization, remedy)
+    verify_shapes(checkpoint)
+    return _Dense(checkpoint) if quantization == "none" else checkpoint
+
+
+def open_tokenizer(model: str, tokenizer: str | None = None) -> Tokenizer:
+    """Return the tokenizer named, or else the model's own."""
+    path = resolve(tokenizer or model, "tokenizer" if tokenizer else "model")
+    if path.is_dir():
+        from stafette.workers.weights.tokenizer_dir import read_directory_tokenizer
+
+        return Tokenizer(read_directory_tokenizer(path))
+    from stafette.workers.weights.gguf import GgufFile
+    from stafette.workers.weights.tokenizer_gguf import read_gguf_tokenizer
+
+    return Tokenizer(read_gguf_tokenizer(GgufFile(path)))
+
+
+def resolve(model: str, field: str = "model") -> Path:
+    """Return the directory or .gguf file that a name stands for."""
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return _only_gguf(path) or path
+    if path.is_file():
+        return path
+    if model == EMBEDDED_MODEL:
+        return embedded_model()
+    remedy = f"no such file or directory; name a directory, a .gguf file or {EMBEDDED_MODEL}"
+    if model.count("/") == 1 and not model.startswith((".", "/", "~")):
+        remedy += f"; nothing is downloaded here: `hf download {model} --local-dir DIR` does that"
+    raise CheckpointError(field, model, remedy)
+
+
+class _Dense(Checkpoint):
+    """Another checkpoint with its quantized matrices spelled out."""
+
+    def __init__(self, inner: Checkpoint) -> None:
+        self._inner = inner
+        self.spec, self.quantization = inner.spec, "none"
+
+    def names(self) -> Iterator[str]:
+        return self._inner.names()
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._inner.shape(name)
+
+    def load(self, name: str) -> Weight:
+        weight = self._inner.load(name)
+        return weight.dequantize() if isinstance(weight, GroupedWeight) else weight
+
+
+def _only_gguf(directory: Path) -> Path | None:
+    """Return the .gguf of a directory that holds one, and no config.json."""
+    if (directory / "config.json").exists() or (directory / "tokenizer.json").exists():
+        return None
+    found = sorted(directory.glob("*.gguf"))
+    if len(found) > 1:
+        names = ", ".join(path.name for path in found)
+        raise CheckpointError("model", str(directory), f"holds several models, name one of {names}")
+    return found[0] if found else None
+
+
+def _open_gguf(path: Path) -> Checkpoint:
+    from stafette.workers.weights.gguf_checkpoint import GgufCheckpoint
+
+    return GgufCheckpoint(path)
+
+
+def _open_directory(directory: Path) -> Checkpoint:
+    from stafette.workers.weights.safetensors_dir import SafetensorsCheckpoint
+
+    return SafetensorsCheckpoint(directory, read_json(directory / "config.json"))
