@@ -191,9 +191,11 @@ def _read_moe(config: Config) -> MoeSpec:
     layers = range(count(config, "num_hidden_layers"))
     step = count(config, "decoder_sparse_step", 1)
     named = set(config.get("mlp_only_layers") or ())
-    experts, chosen = count(config, "num_experts"), count(config, "num_experts_per_tok")
+    # The second name is that of newer versions of Hugging Face's library.
+    key = "num_local_experts" if "num_local_experts" in config else "num_experts"
+    experts, chosen = count(config, key), count(config, "num_experts_per_tok")
     if chosen > experts:
-        remedy = f"must not exceed num_experts = {experts}"
+        remedy = f"must not exceed {key} = {experts}"
         raise CheckpointError("config.json num_experts_per_tok", chosen, remedy)
     return MoeSpec(
         num_experts=experts,

@@ -1,4 +1,4 @@
-"""A directory of Hugging Face's: config.json, and safetensors files that are read when asked for."""
+"""A directory of Hugging Face's: config.json, and safetensors files read when asked for."""
 
 from collections.abc import Iterator
 from pathlib import Path
