@@ -2,11 +2,14 @@
 
 from collections.abc import Sequence
 
-import torch
+import numpy as np
 
+from stafette.workers.sampling.logits import Logits
 from stafette.workers.sampling.penalties import apply_penalties
 from stafette.workers.sampling.state import SequenceState
 from stafette.workers.sampling.structured import GrammarCompiler
+
+Rows = Sequence[tuple[SequenceState, int]]  # (sequence, position in its output) of each row
 
 
 def adjusts(state: SequenceState, position: int) -> bool:
@@ -15,33 +18,30 @@ def adjusts(state: SequenceState, position: int) -> bool:
     return bool(state.looks_back or params.logit_bias or position < params.min_tokens)
 
 
-def adjust(
-    logits: torch.Tensor,
-    rows: Sequence[tuple[SequenceState, int]],
-    grammars: GrammarCompiler | None,
-) -> None:
-    """Change each row in place, for (sequence, output position)."""
+def adjust(logits: Logits, rows: Rows, grammars: GrammarCompiler | None) -> None:
+    """Change each row in place."""
     _add_biases(logits, rows)
     _hold_back_ends(logits, rows)
-    counts = [(row, state.counts) for row, (state, _) in enumerate(rows) if state.counts]
+    counts = [
+        (row, state.counts) for row, (state, _) in enumerate(rows) if state.counts is not None
+    ]
     apply_penalties(logits, counts)
     if grammars is not None:
         _mask(logits, rows, grammars)
 
 
-def _add_biases(logits: torch.Tensor, rows: Sequence[tuple[SequenceState, int]]) -> None:
+def _add_biases(logits: Logits, rows: Rows) -> None:
     biases = [
         (row, token, bias)
         for row, (state, _) in enumerate(rows)
         for token, bias in state.params.logit_bias.items()
     ]
     if biases:
-        where, tokens, values = zip(*biases, strict=True)
-        added = torch.tensor(values, dtype=torch.float32, device=logits.device)
-        logits[list(where), list(tokens)] += added
+        where, tokens, added = (np.array(column) for column in zip(*biases, strict=True))
+        logits.put(where, tokens, logits.take(where, tokens) + added.astype(np.float32))
 
 
-def _hold_back_ends(logits: torch.Tensor, rows: Sequence[tuple[SequenceState, int]]) -> None:
+def _hold_back_ends(logits: Logits, rows: Rows) -> None:
     held = [
         (row, token)
         for row, (state, position) in enumerate(rows)
@@ -49,21 +49,17 @@ def _hold_back_ends(logits: torch.Tensor, rows: Sequence[tuple[SequenceState, in
         for token in state.held_back
     ]
     if held:
-        where, tokens = zip(*held, strict=True)
-        logits[list(where), list(tokens)] = -torch.inf
+        where, tokens = np.array(held, np.int64).T
+        logits.put(where, tokens, np.full(len(held), -np.inf, np.float32))
 
 
 def _complete(state: SequenceState) -> bool:
     return state.grammar is not None and state.grammar.finished
 
 
-def _mask(
-    logits: torch.Tensor, rows: Sequence[tuple[SequenceState, int]], grammars: GrammarCompiler
-) -> None:
+def _mask(logits: Logits, rows: Rows, grammars: GrammarCompiler) -> None:
     bound = [(row, state.grammar) for row, (state, _) in enumerate(rows) if state.grammar]
-    if not bound:
-        return
-    allowed = grammars.masks([matcher for _, matcher in bound])
-    where = torch.tensor([row for row, _ in bound], device=logits.device)
-    forbidden = torch.from_numpy(~allowed).to(logits.device)
-    logits[where] = logits[where].masked_fill(forbidden, -torch.inf)
+    if bound:
+        masks = grammars.masks([matcher for _, matcher in bound])
+        for (row, _), allowed in zip(bound, masks, strict=True):
+            logits.keep(row, allowed)

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
+from stafette.workers.sampling.logits import Floats32, Logits
 from stafette.workers.sampling.params import SamplingParams
 
 
@@ -40,7 +40,7 @@ class TokenCounts:
         return self._counts[: len(self)]
 
 
-def apply_penalties(logits: torch.Tensor, rows: Sequence[tuple[int, TokenCounts]]) -> None:
+def apply_penalties(logits: Logits, rows: Sequence[tuple[int, TokenCounts]]) -> None:
     """Change the given rows in place, in the order of vLLM: repetition, frequency, presence.
 
     Repetition looks at prompt and output, the other two at the output alone.
@@ -50,18 +50,15 @@ def apply_penalties(logits: torch.Tensor, rows: Sequence[tuple[int, TokenCounts]
     tokens = np.concatenate([table.tokens for _, table in rows])
     counts = np.concatenate([table.counts for _, table in rows])
     lengths = [len(table) for _, table in rows]
-    where = (_on(logits, np.repeat([row for row, _ in rows], lengths)), _on(logits, tokens))
+    where = np.repeat(np.array([row for row, _ in rows], np.int64), lengths)
 
-    def each(name: str) -> npt.NDArray[np.float32]:
+    def each(name: str) -> Floats32:
         values = [getattr(table.params, name) for _, table in rows]
         return np.repeat(np.array(values, np.float32), lengths)
 
-    repetition = _on(logits, each("repetition_penalty"))
-    additive = each("frequency_penalty") * counts + each("presence_penalty") * (counts > 0)
-    values = logits[where]
-    values = torch.where(values > 0, values / repetition, values * repetition)
-    logits[where] = values - _on(logits, additive)
-
-
-def _on(like: torch.Tensor, values: npt.NDArray[np.generic]) -> torch.Tensor:
-    return torch.from_numpy(values).to(like.device)
+    values = logits.take(where, tokens)
+    repetition = each("repetition_penalty")
+    values = np.where(values > 0, values / repetition, values * repetition)
+    values -= each("frequency_penalty") * counts
+    values -= each("presence_penalty") * (counts > 0)
+    logits.put(where, tokens, values)

@@ -14,7 +14,9 @@ import torch
 from stafette.workers.batch import NewSeq, Sampled, TokenLogprobs
 from stafette.workers.sampling.adjusting import adjust, adjusts
 from stafette.workers.sampling.drawing import BAD_ROW, Rules, argmax, draw
+from stafette.workers.sampling.logits import Logits
 from stafette.workers.sampling.logprobs import token_logprobs
+from stafette.workers.sampling.placing import wrap
 from stafette.workers.sampling.state import SequenceState
 from stafette.workers.sampling.structured import GrammarCompiler
 
@@ -68,16 +70,17 @@ class Sampler:
         """
         runs = [_Run(row, self._states[row.seq_id]) for row in rows]
         pending = [run for run in runs if run.state.error is None]
+        values = wrap(logits)
         while pending:
-            self._advance(logits, pending)
+            self._advance(values, pending)
             pending = [run for run in pending if not run.done]
         failed = {run.row.seq_id: run.state.error for run in runs if run.state.error is not None}
         good = [run for run in runs if run.state.error is None]
-        scores = _score(logits, good)
+        scores = _score(values, good)
         sampled = {run.row.seq_id: Sampled(run.tokens, scores.get(run.row.seq_id)) for run in good}
         return sampled, failed
 
-    def _advance(self, logits: torch.Tensor, runs: Sequence["_Run"]) -> None:
+    def _advance(self, logits: Logits, runs: Sequence["_Run"]) -> None:
         """Choose the tokens that can be chosen now, and move their sequences on."""
         asked = [run.next_places() for run in runs]
         chosen = iter(
@@ -86,11 +89,8 @@ class Sampler:
         for run, places in zip(runs, asked, strict=True):
             run.take([next(chosen) for _ in places], logits)
 
-    def _choose(self, logits: torch.Tensor, places: Sequence["_Place"]) -> npt.NDArray[np.int64]:
-        wanted = _rows(logits, [place.row for place in places])
-        changed = [i for i, place in enumerate(places) if adjusts(place.state, place.position)]
-        if changed:
-            wanted = self._adjusted(wanted, places, changed)
+    def _choose(self, logits: Logits, places: Sequence["_Place"]) -> npt.NDArray[np.int64]:
+        wanted = self._adjusted(logits, places)
         warm = [i for i, place in enumerate(places) if not place.state.params.greedy]
         if not warm:
             return argmax(wanted)
@@ -98,21 +98,18 @@ class Sampler:
             return draw(wanted, _rules(places))
         tokens = np.empty(len(places), np.int64)
         cold = [i for i, place in enumerate(places) if place.state.params.greedy]
-        tokens[cold] = argmax(wanted[cold])
-        tokens[warm] = draw(wanted[warm], _rules([places[i] for i in warm]))
+        tokens[cold] = argmax(wanted.rows(cold))
+        tokens[warm] = draw(wanted.rows(warm), _rules([places[i] for i in warm]))
         return tokens
 
-    def _adjusted(
-        self, logits: torch.Tensor, places: Sequence["_Place"], changed: Sequence[int]
-    ) -> torch.Tensor:
-        """Return a copy of `logits` in which the rows `changed` are adjusted."""
-        part = logits[changed]
-        adjust(part, [(places[i].state, places[i].position) for i in changed], self.grammars)
-        if len(changed) == len(places):
-            return part
-        whole = logits.clone()
-        whole[changed] = part
-        return whole
+    def _adjusted(self, logits: Logits, places: Sequence["_Place"]) -> Logits:
+        """Return the rows of these places, copied if bias, penalties or a mask change any."""
+        rows = logits.rows([place.row for place in places])
+        if not any(adjusts(place.state, place.position) for place in places):
+            return rows
+        changed = rows.copy()
+        adjust(changed, [(place.state, place.position) for place in places], self.grammars)
+        return changed
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,31 +137,23 @@ class _Run:
         start = self.state.num_outputs
         return [_Place(first + i, self.state, start + i) for i in range(count)]
 
-    def take(self, chosen: Iterable[int], logits: torch.Tensor) -> None:
+    def take(self, chosen: Iterable[int], logits: Logits) -> None:
         """Accept tokens up to the first that differs from its draft."""
         for token in chosen:
             self._take_one(token, logits)
             if self.done:
                 return
 
-    def _take_one(self, token: int, logits: torch.Tensor) -> None:
+    def _take_one(self, token: int, logits: Logits) -> None:
         index = len(self.tokens)
         if token == BAD_ROW:
-            self.state.error = _explain(logits[self.row.first_row + index])
+            self.state.error = _explain(logits.rows([self.row.first_row + index]))
         else:
             self.tokens.append(token)
             self.state.advance(token)
         drafted = index < len(self.row.drafts) and self.row.drafts[index] == token
         over = token in self.state.last_tokens or self.state.error is not None
         self.done = over or not drafted
-
-
-def _rows(logits: torch.Tensor, rows: list[int]) -> torch.Tensor:
-    """Return these rows of `logits`, without a copy where they are consecutive."""
-    first, count = rows[0], len(rows)
-    if rows[-1] - first == count - 1 and rows == list(range(first, first + count)):
-        return logits[first : first + count]
-    return logits[torch.tensor(rows, device=logits.device)]
 
 
 def _rules(places: Sequence[_Place]) -> Rules:
@@ -178,7 +167,7 @@ def _rules(places: Sequence[_Place]) -> Rules:
     )
 
 
-def _score(logits: torch.Tensor, runs: Sequence[_Run]) -> dict[int, list[TokenLogprobs]]:
+def _score(logits: Logits, runs: Sequence[_Run]) -> dict[int, list[TokenLogprobs]]:
     """Return the log probabilities of the sequences that ask for them, from the raw logits."""
     asking = [run for run in runs if run.state.params.logprobs is not None]
     if not asking:
@@ -186,11 +175,12 @@ def _score(logits: torch.Tensor, runs: Sequence[_Run]) -> dict[int, list[TokenLo
     rows = [run.row.first_row + i for run in asking for i in range(len(run.tokens))]
     chosen = [token for run in asking for token in run.tokens]
     counts = [run.state.params.logprobs or 0 for run in asking for _ in run.tokens]
-    scored = iter(token_logprobs(_rows(logits, rows), chosen, counts))
+    scored = iter(token_logprobs(logits.rows(rows), chosen, counts))
     return {run.row.seq_id: [next(scored) for _ in run.tokens] for run in asking}
 
 
-def _explain(logits: torch.Tensor) -> str:
-    if torch.isfinite(logits.max()):
+def _explain(logits: Logits) -> str:
+    _, (peak,) = logits.argmax()
+    if np.isfinite(peak):
         return "no token is left to choose: loosen structured, logit_bias or min_tokens"
     return "the model's logits hold NaN or infinity: its weights or this prompt break it"
