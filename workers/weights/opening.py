@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from stafette.workers.config import EMBEDDED_MODEL, Quantization
 from stafette.workers.errors import CheckpointError, ConfigError
@@ -93,4 +93,31 @@ def _open_gguf(path: Path) -> Checkpoint:
 def _open_directory(directory: Path) -> Checkpoint:
     from stafette.workers.weights.safetensors_dir import SafetensorsCheckpoint
 
-    return SafetensorsCheckpoint(directory, read_json(directory / "config.json"))
+    config = read_json(directory / "config.json")
+    plain = SafetensorsCheckpoint(directory, config)
+    quantized = _quantization_config(directory, config)
+    if quantized is None:
+        return plain
+    usual = "awq" if "w_bit" in quantized else "gptq"
+    method = str(quantized.get("quant_method", usual)).lower()
+    if method == "gptq":
+        from stafette.workers.weights.gptq import GptqCheckpoint
+
+        return GptqCheckpoint(plain, quantized)
+    if method == "awq":
+        from stafette.workers.weights.awq import AwqCheckpoint
+
+        return AwqCheckpoint(plain, quantized)
+    remedy = "is not supported; supported are gptq and awq"
+    raise CheckpointError("quantization_config quant_method", method, remedy)
+
+
+def _quantization_config(directory: Path, config: dict[str, Any]) -> dict[str, Any] | None:
+    """Return how the files were quantized; tools older than the key wrote a file of their own."""
+    given = config.get("quantization_config")
+    if isinstance(given, dict):
+        return given
+    for name in ("quantize_config.json", "quant_config.json"):  # GPTQ's, AWQ's
+        if (directory / name).is_file():
+            return read_json(directory / name)
+    return None
