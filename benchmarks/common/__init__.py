@@ -1,0 +1,1 @@
+"""What every benchmark shares: a report with goals, a chart, children that answer questions."""

@@ -1,0 +1,1 @@
+"""The engine alone: no router, no transfers, no HTTP."""
