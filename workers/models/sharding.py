@@ -1,12 +1,20 @@
 """One rank's part in tensor parallelism: which heads and columns it has, and how ranks add up."""
 
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
-import torch.distributed
 
 from stafette.workers.errors import ConfigError
 from stafette.workers.models.spec import ModelSpec
+
+
+class Group(Protocol):
+    """What torch's process groups offer, whichever library they stand for."""
+
+    def allreduce(self, tensors: list[torch.Tensor]) -> Any: ...
+
+    def allgather(self, outputs: list[list[torch.Tensor]], inputs: list[torch.Tensor]) -> Any: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,7 +23,7 @@ class TensorParallel:
 
     rank: int = 0
     size: int = 1
-    group: torch.distributed.ProcessGroup | None = None
+    group: Group | None = None
 
     def span(self, units: int) -> tuple[int, int]:
         """Return the units [start, stop) of this rank; fewer units than ranks are shared."""
@@ -27,16 +35,16 @@ class TensorParallel:
 
     def all_reduce(self, partial: torch.Tensor) -> torch.Tensor:
         """Return the sum over the ranks."""
-        if self.size > 1:
-            torch.distributed.all_reduce(partial, group=self.group)
+        if self.group is not None:
+            self.group.allreduce([partial]).wait()
         return partial
 
     def all_gather(self, columns: torch.Tensor) -> torch.Tensor:
         """Return the ranks' columns side by side."""
-        if self.size == 1:
+        if self.group is None:
             return columns
         pieces = [torch.empty_like(columns) for _ in range(self.size)]
-        torch.distributed.all_gather(pieces, columns.contiguous(), group=self.group)
+        self.group.allgather([pieces], [columns.contiguous()]).wait()
         return torch.cat(pieces, dim=-1)
 
 
