@@ -102,12 +102,12 @@ def _draw_from_kept(scaled: Scaled, rules: Rules) -> Ints:
     if len(needy):
         mass[needy] = scaled.rows(needy).weigh().sums.sum(-1)
     looked_at = np.where(rules.needs_mass, _MOST, np.clip(rules.top_k, _LEAST, _MOST))
-    head = Head(scaled, head_bounds(scaled.peaks, looked_at))
+    head = Head.of(scaled, head_bounds(scaled.peaks, looked_at))
     tokens, certain = _draw_from_head(head, rules, mass)
     for row in np.flatnonzero(~certain).tolist():
-        only = np.array([row])
-        bounds = np.array([_exact_bound(scaled, rules, row, mass[row])], np.float32)
-        again = Head(scaled.rows(only), bounds)
+        only, values = np.array([row]), scaled.values(row)
+        bound = _exact_bound(scaled, rules, row, mass[row])
+        again = Head.of_row(values, bound, scaled.tops[row])
         tokens[row] = _draw_from_head(again, rules.rows(only), mass[only])[0][0]
     return tokens
 

@@ -10,6 +10,8 @@ _SIGN = np.uint32(1 << 31)
 _NOTHING = np.uint64(0xFF800000 << 32)  # the key of token 0 at -inf
 _TOKEN_BITS = np.uint64((1 << 32) - 1)
 
+Found = tuple[Ints, Ints, Floats32]  # rows, tokens, values
+
 
 class Head:
     """Each row's tokens from a bound upwards, the lower id first among equals.
@@ -17,8 +19,8 @@ class Head:
     Rows that hold fewer than the fullest one are filled up with tokens of weight 0.
     """
 
-    def __init__(self, scaled: Scaled, bounds: Floats32) -> None:
-        rows, ids, values = scaled.at_least(bounds)
+    def __init__(self, found: Found, bounds: Floats32, tops: Floats32) -> None:
+        rows, ids, values = found
         self.known = np.bincount(rows, minlength=len(bounds))  # tokens of each row
         self.complete = bounds <= _LOWEST  # rows of which no token is missing
         columns = np.arange(len(rows)) - np.repeat(np.cumsum(self.known) - self.known, self.known)
@@ -27,8 +29,20 @@ class Head:
         keys.sort(axis=-1)
         self.tokens: Ints = (keys & _TOKEN_BITS).astype(np.int64)
         self.logits: Floats = _values(keys).astype(np.float64)
-        self.weights: Floats = np.exp(self.logits - scaled.tops[:, None])
+        self.weights: Floats = np.exp(self.logits - tops[:, None])
         self.ends: Floats = np.cumsum(self.weights, axis=-1)
+
+    @classmethod
+    def of(cls, scaled: Scaled, bounds: Floats32) -> "Head":
+        return cls(scaled.at_least(bounds), bounds, scaled.tops)
+
+    @classmethod
+    def of_row(cls, values: Floats32, bound: float, top: np.float32) -> "Head":
+        """Return the head of a single row that is on the host already."""
+        limit = np.float32(bound)
+        tokens = np.flatnonzero(values >= limit)
+        found = (np.zeros(len(tokens), np.int64), tokens, values[tokens])
+        return cls(found, np.array([limit]), np.array([top]))
 
 
 def _keys(values: Floats32, tokens: Ints) -> npt.NDArray[np.uint64]:

@@ -2,6 +2,7 @@
 team of threads, which costs milliseconds when another process wants a core.
 """
 
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,7 +21,7 @@ from stafette.workers.sampling.logits import (
     slice_of,
 )
 
-_CACHED_LOGITS = 1 << 20  # copies of so many stay in a core's cache
+_CACHED_LOGITS = 1 << 19  # copies of so many stay in a core's cache
 
 
 class HostLogits(Logits):
@@ -58,7 +59,7 @@ class HostLogits(Logits):
     def scaled(self, temperature: Floats32) -> "HostScaled":
         rows, vocab = self._values.shape
         width, blocks = blocks_of(vocab)
-        padded = np.empty((rows, width * blocks), np.float32)
+        padded = _scratch.array("scaled", rows, width * blocks)
         padded[:, vocab:] = -np.inf
         np.divide(self._values, temperature[:, None], out=padded[:, :vocab])
         peaks = _fold(np.maximum, padded, blocks, np.float32)
@@ -66,6 +67,8 @@ class HostLogits(Logits):
 
 
 class HostScaled(Scaled):
+    """Holds until its thread scales logits again: the memory is used anew."""
+
     def __init__(self, padded: Floats32, peaks: Floats32, tops: Floats32) -> None:
         self._padded = padded
         self.peaks = peaks
@@ -86,11 +89,14 @@ class HostScaled(Scaled):
         return rows, tokens, self._padded.reshape(-1)[found]
 
     def weigh(self) -> "HostWeights":
-        weights = self._padded - self.tops[:, None]
+        weights = _scratch.array("weights", *self._padded.shape)
+        np.subtract(self._padded, self.tops[:, None], out=weights)
         return HostWeights(np.exp(weights, out=weights), self.peaks.shape[1])
 
 
 class HostWeights(Weights):
+    """Holds until its thread weighs again."""
+
     def __init__(self, weights: Floats32, blocks: int) -> None:
         self._blocked = weights.reshape(len(weights), -1, blocks)
         self.sums = _fold(np.add, weights, blocks, np.float64)
@@ -104,3 +110,19 @@ def _fold(operation: np.ufunc, padded: Floats32, blocks: int, dtype: npt.DTypeLi
     """Reduce each block, in long runs of memory: FOLD entries apart first, the rest after."""
     once = operation.reduce(padded.reshape(len(padded), FOLD, -1), axis=1)
     return operation.reduce(once.reshape(len(padded), -1, blocks), axis=1, dtype=dtype)
+
+
+class _Scratch(threading.local):
+    """Memory kept between steps: fresh megabytes cost more in page faults than in arithmetic."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, Floats32] = {}
+
+    def array(self, name: str, rows: int, columns: int) -> Floats32:
+        kept = self._kept.get(name)
+        if kept is None or kept.size < rows * columns:
+            kept = self._kept[name] = np.empty(rows * columns, np.float32)
+        return kept[: rows * columns].reshape(rows, columns)
+
+
+_scratch = _Scratch()

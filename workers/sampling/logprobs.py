@@ -49,7 +49,7 @@ def _tops(scaled: Scaled, mass: Floats, num_top: Sequence[int]) -> list[dict[int
     most = max(num_top)
     if most == 0:
         return [{} for _ in num_top]
-    head = Head(scaled, head_bounds(scaled.peaks, np.full(len(num_top), most)))
+    head = Head.of(scaled, head_bounds(scaled.peaks, np.full(len(num_top), most)))
     ids = head.tokens[:, :most].tolist()
     values = (head.logits - mass[:, None])[:, :most].tolist()
     counts = np.minimum(num_top, head.known).tolist()

@@ -54,7 +54,7 @@ def make_logits(seed: int, spread: float, coarse: bool) -> np.ndarray:
 
 
 @both_devices
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
     spread=st.sampled_from([0.0, 0.1, 1.0, 4.0, 30.0]),
