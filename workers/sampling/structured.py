@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-from llguidance import LLExecutor, LLMatcher, LLTokenizer
+from llguidance import LLExecutor, LLMatcher, LLTokenizer, regex_to_lark
 from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask_par
 
 from stafette.workers.errors import RequestError
@@ -103,7 +103,7 @@ def _grammar(structured: StructuredOutput) -> str:
         case "json_object":
             return LLMatcher.grammar_from_json_schema({"type": "object"}, defaults=_JSON_OPTIONS)
         case "regex":
-            return LLMatcher.grammar_from_regex(structured.value)
+            return _from_regex(structured.value)
         case "grammar":
             return LLMatcher.grammar_from_lark(structured.value)
         case "choice":
@@ -120,6 +120,11 @@ def _from_schema(structured: StructuredOutput) -> str:
         return LLMatcher.grammar_from_json_schema(structured.value, defaults=_JSON_OPTIONS)
     except ValueError as error:
         raise _refusal(structured, str(error)) from None
+
+
+def _from_regex(regex: str) -> str:
+    ascii_digits = "d"  # \d is 0-9, and not any digit of the newest Unicode
+    return LLMatcher.grammar_from_lark(f"start: /{regex_to_lark(regex, ascii_digits)}/")
 
 
 def _alternatives(structured: StructuredOutput) -> str:
