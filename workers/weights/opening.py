@@ -1,30 +1,39 @@
-"""Opens a model by its name: a directory, a .gguf file, or the embedded model."""
+"""Opens a model by its name: a directory, a .gguf file, or the embedded model.
 
-from collections.abc import Iterator
+Each format's reader is imported when it is needed; opening a tokenizer alone imports no torch.
+"""
+
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from stafette.workers.config import EMBEDDED_MODEL, Quantization
 from stafette.workers.errors import CheckpointError, ConfigError
-from stafette.workers.weights.checkpoint import Checkpoint, GroupedWeight, Weight
 from stafette.workers.weights.embedded import embedded_model
 from stafette.workers.weights.json_file import read_json
-from stafette.workers.weights.shapes import verify_shapes
 from stafette.workers.weights.tokenizer import Tokenizer
 
+if TYPE_CHECKING:
+    from stafette.workers.weights.checkpoint import Checkpoint
 
-def open_checkpoint(model: str, quantization: Quantization = "auto") -> Checkpoint:
+
+def open_checkpoint(model: str, quantization: Quantization = "auto") -> "Checkpoint":
     """Return a checkpoint whose tensors are all there and of the right shape."""
     if quantization not in get_args(Quantization):
         remedy = f"must be one of {', '.join(get_args(Quantization))}"
         raise ConfigError("quantization", quantization, remedy)
+    from stafette.workers.weights.shapes import verify_shapes
+
     path = resolve(model)
     checkpoint = _open_directory(path) if path.is_dir() else _open_gguf(path)
     if quantization not in ("auto", "none", checkpoint.quantization):
         remedy = f"the files of {model} hold {checkpoint.quantization}: leave it at auto"
         raise ConfigError("quantization", quantization, remedy)
     verify_shapes(checkpoint)
-    return _Dense(checkpoint) if quantization == "none" else checkpoint
+    if quantization != "none":
+        return checkpoint
+    from stafette.workers.weights.dense import DenseCheckpoint
+
+    return DenseCheckpoint(checkpoint)
 
 
 def open_tokenizer(model: str, tokenizer: str | None = None) -> Tokenizer:
@@ -55,24 +64,6 @@ def resolve(model: str, field: str = "model") -> Path:
     raise CheckpointError(field, model, remedy)
 
 
-class _Dense(Checkpoint):
-    """Another checkpoint with its quantized matrices spelled out."""
-
-    def __init__(self, inner: Checkpoint) -> None:
-        self._inner = inner
-        self.spec, self.quantization = inner.spec, "none"
-
-    def names(self) -> Iterator[str]:
-        return self._inner.names()
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self._inner.shape(name)
-
-    def load(self, name: str) -> Weight:
-        weight = self._inner.load(name)
-        return weight.dequantize() if isinstance(weight, GroupedWeight) else weight
-
-
 def _only_gguf(directory: Path) -> Path | None:
     """Return the .gguf of a directory that holds one, and no config.json."""
     if (directory / "config.json").exists() or (directory / "tokenizer.json").exists():
@@ -84,13 +75,13 @@ def _only_gguf(directory: Path) -> Path | None:
     return found[0] if found else None
 
 
-def _open_gguf(path: Path) -> Checkpoint:
+def _open_gguf(path: Path) -> "Checkpoint":
     from stafette.workers.weights.gguf_checkpoint import GgufCheckpoint
 
     return GgufCheckpoint(path)
 
 
-def _open_directory(directory: Path) -> Checkpoint:
+def _open_directory(directory: Path) -> "Checkpoint":
     from stafette.workers.weights.safetensors_dir import SafetensorsCheckpoint
 
     config = read_json(directory / "config.json")
