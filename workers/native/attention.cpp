@@ -24,9 +24,7 @@ void Attention::run(const AttendRowsView& rows, const KvLayer& kv) {
     left_[i].store(plan_.folded()[i / heads].parts, std::memory_order_relaxed);
   }
   const auto jobs = static_cast<int>(plan_.pieces().size()) * heads;
-  pool_.run(jobs, [&](int job, int thread) {
-    run_piece(plan_.pieces()[job / heads], job % heads, thread, rows, kv);
-  });
+  pool_.run(jobs, [&](int job, int thread) { run_job(job, thread, rows, kv); });
 }
 
 AttendTask Attention::task(const AttendPiece& piece, int kv_head, const AttendRowsView& rows,
@@ -52,10 +50,23 @@ AttendTask Attention::task(const AttendPiece& piece, int kv_head, const AttendRo
   return task;
 }
 
-void Attention::run_piece(const AttendPiece& piece, int kv_head, int thread, const AttendRowsView& rows,
-                          const KvLayer& kv) {
+// The start of the context of the job that the thread which runs `job` is likely to get next.
+AttendAhead Attention::ahead(int job, const KvLayer& kv) const {
+  const int heads = shape_.num_kv_heads, next = job + pool_.threads();
+  if (next >= static_cast<int>(plan_.pieces().size()) * heads) return {};
+  const AttendPiece& piece = plan_.pieces()[next / heads];
+  const int first = piece.first_split * kSplit;
+  const int end = std::min({first + 2 * kSplit, piece.end_split * kSplit, piece.position + piece.tokens});
+  return {piece.blocks, first, end, kv.head(next % heads)};
+}
+
+void Attention::run_job(int job, int thread, const AttendRowsView& rows, const KvLayer& kv) {
+  const int kv_head = job % shape_.num_kv_heads;
+  const AttendPiece& piece = plan_.pieces()[job / shape_.num_kv_heads];
   void* const scratch = scratch_.as<std::uint8_t>() + thread * scratch_bytes_;
   AttendTask one = task(piece, kv_head, rows, kv);
+  one.next = ahead(job, kv);
+  one.cold = job < pool_.threads();
   if (piece.whole < 0) return kernels_.attend(one, scratch);
   const FoldedTask& whole = plan_.folded()[piece.whole];
   one.partials = partials_.as<float>() + whole.partials_at + kv_head * whole.head_floats;

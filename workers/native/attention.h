@@ -41,8 +41,8 @@ class Attention {
 
  private:
   AttendTask task(const AttendPiece& piece, int kv_head, const AttendRowsView& rows, const KvLayer& kv) const;
-  void run_piece(const AttendPiece& piece, int kv_head, int thread, const AttendRowsView& rows,
-                 const KvLayer& kv);
+  AttendAhead ahead(int job, const KvLayer& kv) const;
+  void run_job(int job, int thread, const AttendRowsView& rows, const KvLayer& kv);
 
   ThreadPool& pool_;
   const Kernels& kernels_;

@@ -57,14 +57,65 @@ std::size_t attend_scratch(int rows, int head_dim) {
   return Scratch(nullptr, rows, head_dim).words * sizeof(std::uint32_t);
 }
 
+inline const std::uint8_t* row_at(const KvHead& kv, const std::uint8_t* head, const std::int32_t* blocks,
+                                  int position, std::int64_t row_bytes) {
+  const int offset = position & ((1 << kv.block_shift) - 1);
+  return head + blocks[position >> kv.block_shift] * kv.block_stride + offset * row_bytes;
+}
+
+inline std::int64_t row_bytes_of(const AttendTask& task) {
+  return std::int64_t{task.head_dim} * element_bytes(task.kv.element);
+}
+
+inline const std::uint8_t* row_of(const AttendTask& task, const std::uint8_t* head, int position) {
+  return row_at(task.kv, head, task.blocks, position, row_bytes_of(task));
+}
+
+// Fetches keys and values a token at a time, in step with computation. A head's rows are short
+// runs, which no hardware prefetcher follows from block to block; and asking for many at once
+// only makes the processor wait.
+struct Fetcher {
+  AttendAhead own, next;  // the rest of this task's context, then the next task's
+  std::int64_t row_bytes;
+
+  void step() {
+    if (own.position < own.end) return fetch(own);
+    if (next.position < next.end) fetch(next);
+  }
+
+  void fetch(AttendAhead& from) {
+    const KvHead& kv = from.kv;
+    const std::uint8_t* const key = row_at(kv, kv.keys, from.blocks, from.position++, row_bytes);
+    const std::uint8_t* const value = key + (kv.values - kv.keys);
+    for (int line = 0; line < row_bytes; line += 64) {
+      __builtin_prefetch(key + line, 0, 2);
+      __builtin_prefetch(value + line, 0, 2);
+    }
+  }
+};
+
+inline Fetcher make_fetcher(const AttendTask& task) {
+  const int first = task.first_split * kSplit, stop = task.position + task.tokens;
+  const int end = task.end_split * kSplit < stop ? task.end_split * kSplit : stop;
+  const int second = first + kSplit < end ? first + kSplit : end;
+  Fetcher ahead{{task.blocks, first, second, task.kv}, task.next, row_bytes_of(task)};
+  if (task.cold) {
+    while (ahead.own.position < second) ahead.step();
+  }
+  ahead.own.position = second;
+  ahead.own.end = end;
+  return ahead;
+}
+
 // c[r][n] = sum over k of a[r][k] * b[k][n], for R rows and T registers of columns
 template <class Math, int R, int T>
 inline void product_block(const std::uint32_t* a, std::int64_t lda, const std::uint32_t* b,
-                          std::int64_t ldb, int depth, float* c, std::int64_t ldc) {
+                          std::int64_t ldb, int depth, float* c, std::int64_t ldc, Fetcher& ahead) {
   Vec acc[R][T];
   for (int r = 0; r < R; ++r)
     for (int t = 0; t < T; ++t) acc[r][t] = splat(0);
   for (int k = 0; k < depth; ++k) {
+    if (k % 2 == 0) ahead.step();
     Vec column[T];
     for (int t = 0; t < T; ++t) column[t] = load_words(b + k * ldb + t * kLanes);
     for (int r = 0; r < R; ++r) {
@@ -78,32 +129,26 @@ inline void product_block(const std::uint32_t* a, std::int64_t lda, const std::u
 
 template <class Math, int R>
 inline void product_rows(const std::uint32_t* a, std::int64_t lda, const std::uint32_t* b,
-                         std::int64_t ldb, int depth, float* c, std::int64_t ldc, int columns) {
+                         std::int64_t ldb, int depth, float* c, std::int64_t ldc, int columns,
+                         Fetcher& ahead) {
   constexpr int kWide = kLanes == 16 ? 4 : 2;
   int n = 0;
   for (; n + kWide * kLanes <= columns; n += kWide * kLanes)
-    product_block<Math, R, kWide>(a, lda, b + n, ldb, depth, c + n, ldc);
-  for (; n < columns; n += kLanes) product_block<Math, R, 1>(a, lda, b + n, ldb, depth, c + n, ldc);
+    product_block<Math, R, kWide>(a, lda, b + n, ldb, depth, c + n, ldc, ahead);
+  for (; n < columns; n += kLanes) product_block<Math, R, 1>(a, lda, b + n, ldb, depth, c + n, ldc, ahead);
 }
 
 template <class Math>
 void product(const std::uint32_t* a, std::int64_t lda, int rows, const std::uint32_t* b, std::int64_t ldb,
-             int depth, float* c, std::int64_t ldc, int columns) {
+             int depth, float* c, std::int64_t ldc, int columns, Fetcher& ahead) {
   int r = 0;
   for (; r + 4 <= rows; r += 4)
-    product_rows<Math, 4>(a + r * lda, lda, b, ldb, depth, c + r * ldc, ldc, columns);
+    product_rows<Math, 4>(a + r * lda, lda, b, ldb, depth, c + r * ldc, ldc, columns, ahead);
   a += r * lda;
   c += r * ldc;
-  if (rows - r == 3) product_rows<Math, 3>(a, lda, b, ldb, depth, c, ldc, columns);
-  if (rows - r == 2) product_rows<Math, 2>(a, lda, b, ldb, depth, c, ldc, columns);
-  if (rows - r == 1) product_rows<Math, 1>(a, lda, b, ldb, depth, c, ldc, columns);
-}
-
-inline const std::uint8_t* row_of(const AttendTask& task, const std::uint8_t* head, int position) {
-  const int shift = task.kv.block_shift;
-  const int offset = position & ((1 << shift) - 1);
-  const std::int64_t row_bytes = std::int64_t{task.head_dim} * element_bytes(task.kv.element);
-  return head + task.blocks[position >> shift] * task.kv.block_stride + offset * row_bytes;
+  if (rows - r == 3) product_rows<Math, 3>(a, lda, b, ldb, depth, c, ldc, columns, ahead);
+  if (rows - r == 2) product_rows<Math, 2>(a, lda, b, ldb, depth, c, ldc, columns, ahead);
+  if (rows - r == 1) product_rows<Math, 1>(a, lda, b, ldb, depth, c, ldc, columns, ahead);
 }
 
 inline bool is_paired(const AttendTask& task) { return task.kv.element == Element::Bfloat16; }
@@ -118,7 +163,7 @@ const std::uint32_t* words_of(const AttendTask& task, const std::uint8_t* row, s
 }
 
 template <class Math>
-void gather_keys(const AttendTask& task, int first, int count, const Scratch& s) {
+void gather_keys(const AttendTask& task, int first, int count, const Scratch& s, Fetcher& ahead) {
   const int words = task.head_dim / Math::kPerWord;
   for (int t0 = 0; t0 < count; t0 += 16) {
     const std::uint32_t* from[16];
@@ -130,6 +175,8 @@ void gather_keys(const AttendTask& task, int first, int count, const Scratch& s)
     int k = 0;
     for (; k + 16 <= words; k += 16) {
       transpose(from, s.keys + k * kSplit + t0, kSplit);
+      ahead.step();
+      ahead.step();
       for (const std::uint32_t*& row : from) row += 16;
     }
     for (int rest = 0; k + rest < words; ++rest)
@@ -137,21 +184,24 @@ void gather_keys(const AttendTask& task, int first, int count, const Scratch& s)
   }
 }
 
-void gather_value_pairs(const AttendTask& task, int first, int count, std::uint32_t* to) {
-  for (int t = 0; t < count; t += 2, to += task.head_dim) {
-    const auto* a = reinterpret_cast<const std::uint16_t*>(row_of(task, task.kv.values, first + t));
-    if (t + 1 == count) {
-      for (int d = 0; d < task.head_dim; ++d) to[d] = a[d];
-      return;
-    }
-    const auto* b = reinterpret_cast<const std::uint16_t*>(row_of(task, task.kv.values, first + t + 1));
-    for (int d = 0; d < task.head_dim; ++d) to[d] = a[d] | static_cast<std::uint32_t>(b[d]) << 16;
+void gather_value_pairs(const AttendTask& task, int first, int count, std::uint32_t* to, Fetcher& ahead) {
+  const auto row = [&](int t) {
+    return reinterpret_cast<const std::uint16_t*>(row_of(task, task.kv.values, first + t));
+  };
+  const int hd = task.head_dim;
+  for (int t = 0; t + 1 < count; t += 2, to += hd) {
+    zip_rows(row(t), row(t + 1), hd, to);
+    ahead.step();
   }
+  if (count % 2 == 0) return;
+  const std::uint16_t* const last = row(count - 1);
+  for (int d = 0; d < hd; ++d) to[d] = last[d];
 }
 
-void gather_value_floats(const AttendTask& task, int first, int count, std::uint32_t* to) {
+void gather_value_floats(const AttendTask& task, int first, int count, std::uint32_t* to, Fetcher& ahead) {
   for (int t = 0; t < count; ++t, to += task.head_dim) {
     const std::uint8_t* const row = row_of(task, task.kv.values, first + t);
+    ahead.step();
     float* const floats = reinterpret_cast<float*>(to);
     for (int d = 0; d < task.head_dim; d += kLanes) store(floats + d, load_as(row, d, task.kv.element));
   }
@@ -235,17 +285,18 @@ inline Visible visible(const AttendTask& task, int row, int split) {
 
 // The weights and weighted values of one split, for all rows. Unseen rows get a sum of zero.
 template <class Math>
-void attend_split(const AttendTask& task, int split, const Scratch& s, float* partial) {
+void attend_split(const AttendTask& task, int split, const Scratch& s, float* partial, Fetcher& ahead) {
   const int rows = task.tokens * task.group, hd = task.head_dim, width = kPartialHead + hd;
   const int first = split * kSplit, last = task.position + task.tokens - 1;
   const int count = last - first + 1 < kSplit ? last - first + 1 : kSplit;
   const int words = hd / Math::kPerWord;
-  gather_keys<Math>(task, first, count, s);
-  product<Math>(s.queries, words, rows, s.keys, kSplit, words, s.scores, kSplit, (count + 15) / 16 * 16);
+  gather_keys<Math>(task, first, count, s, ahead);
+  product<Math>(s.queries, words, rows, s.keys, kSplit, words, s.scores, kSplit, (count + 15) / 16 * 16,
+                ahead);
   if (Math::kPerWord == 2) {
-    gather_value_pairs(task, first, count, s.values);
+    gather_value_pairs(task, first, count, s.values, ahead);
   } else {
-    gather_value_floats(task, first, count, s.values);
+    gather_value_floats(task, first, count, s.values, ahead);
   }
   constexpr int kWords = kSplit / Math::kPerWord;
   for (int r = 0; r < rows; ++r) {
@@ -258,22 +309,23 @@ void attend_split(const AttendTask& task, int split, const Scratch& s, float* pa
     }
   }
   const int depth = (count + Math::kPerWord - 1) / Math::kPerWord;
-  product<Math>(s.weights, kWords, rows, s.values, hd, depth, partial + kPartialHead, width, hd);
+  product<Math>(s.weights, kWords, rows, s.values, hd, depth, partial + kPartialHead, width, hd, ahead);
 }
 
 template <class Math>
 void attend_with(const AttendTask& task, void* memory) {
   const int rows = task.tokens * task.group, width = kPartialHead + task.head_dim;
   const Scratch s(memory, rows, task.head_dim);
+  Fetcher ahead = make_fetcher(task);
   load_queries<Math>(task, s);
   if (task.partials != nullptr) {
     for (int split = task.first_split; split < task.end_split; ++split)
-      attend_split<Math>(task, split, s, task.partials + std::int64_t{split} * rows * width);
+      attend_split<Math>(task, split, s, task.partials + std::int64_t{split} * rows * width, ahead);
     return;
   }
   for (int r = 0; r < rows; ++r) s.state[std::int64_t{r} * width + 1] = 0;
   for (int split = task.first_split; split < task.end_split; ++split) {
-    attend_split<Math>(task, split, s, s.partial);
+    attend_split<Math>(task, split, s, s.partial, ahead);
     for (int r = 0; r < rows; ++r) {
       const float* const partial = s.partial + std::int64_t{r} * width;
       float* const state = s.state + std::int64_t{r} * width;

@@ -56,6 +56,13 @@ struct KvHead {
   Element element;
 };
 
+// Context that will be read soon: fetched from memory while something else is computed.
+struct AttendAhead {
+  const std::int32_t* blocks;
+  int position, end;  // none when equal
+  KvHead kv;
+};
+
 // The queries of consecutive tokens of one sequence, for the heads that share a KV head.
 struct AttendTask {
   const void* queries;  // [tokens][group * head_dim]
@@ -74,6 +81,8 @@ struct AttendTask {
   void* out;  // [tokens][group * head_dim]
   Element out_element;
   std::int64_t out_stride;
+  AttendAhead next;  // what this thread will probably attend to next
+  bool cold;         // nothing has been fetched for this task yet
   float* partials;  // not null: [split][tokens * group][kPartialHead + head_dim] instead of out
 };
 constexpr int kPartialHead = 2;  // maximum and sum, ahead of a partial's weighted values

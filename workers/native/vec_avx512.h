@@ -55,9 +55,25 @@ inline Vec splat_word(std::uint32_t x) {
   return {_mm512_castsi512_ps(_mm512_set1_epi32(static_cast<int>(x)))};
 }
 
+// Pairs up the bf16 of two rows: word i of `to` is a[i] | b[i] << 16, for n words.
+inline void zip_rows(const std::uint16_t* a, const std::uint16_t* b, int n, std::uint32_t* to) {
+  alignas(64) static constexpr std::uint16_t kLow[32] = {0, 32, 1, 33, 2,  34, 3,  35, 4,  36, 5,
+                                                         37, 6, 38, 7, 39, 8,  40, 9,  41, 10, 42,
+                                                         11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
+  const __m512i low = _mm512_load_si512(kLow);
+  const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
+  int i = 0;
+  for (; i + 32 <= n; i += 32) {
+    const __m512i va = _mm512_loadu_si512(a + i), vb = _mm512_loadu_si512(b + i);
+    _mm512_storeu_si512(to + i, _mm512_permutex2var_epi16(va, low, vb));
+    _mm512_storeu_si512(to + i + 16, _mm512_permutex2var_epi16(va, high, vb));
+  }
+  for (; i < n; ++i) to[i] = a[i] | static_cast<std::uint32_t>(b[i]) << 16;
+}
+
 // acc + the dot product of two bf16 in every lane
 inline Vec dot_pairs(Vec acc, Vec a, Vec b) {
-#ifdef __AVX512BF16__
+#ifdef STAFETTE_HAS_BF16
   return {_mm512_dpbf16_ps(acc.v, (__m512bh)a.v, (__m512bh)b.v)};
 #else
   const __m512i high = _mm512_set1_epi32(static_cast<int>(0xFFFF0000));
@@ -69,7 +85,7 @@ inline Vec dot_pairs(Vec acc, Vec a, Vec b) {
   return {_mm512_fmadd_ps(a0, b0, _mm512_fmadd_ps(a1, b1, acc.v))};
 #endif
 }
-#ifdef __AVX512BF16__
+#ifdef STAFETTE_HAS_BF16
 constexpr bool kPairedAttention = true;
 #else
 constexpr bool kPairedAttention = false;
