@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 Message = Mapping[str, Any]
 
+# What Python raises when a template does with a value what the value does not allow.
+_TEMPLATE_FAULTS = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
 # Every name under which clients send a model's reasoning; templates read the first or the second.
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 
@@ -40,7 +42,7 @@ def render(template: str, messages: Sequence[Message], variables: Mapping[str, A
     except TemplateError as error:
         remedy = f"the model's chat template refuses it: {error.message}"
         raise RequestError("messages", list(messages), remedy) from error
-    except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
+    except _TEMPLATE_FAULTS as error:
         remedy = f"does not fit the model's chat template: {error}"
         raise RequestError("messages", list(messages), remedy) from error
 
