@@ -67,7 +67,7 @@ def milliseconds(function: Callable[[], object], rounds: int) -> float:
 def step(logits: torch.Tensor, fields: dict[str, Any]) -> Callable[[], object]:
     """Return a function that samples once for every row of `logits`."""
     batch, vocab = logits.shape
-    sampler = Sampler(vocab, (2,), "cpu", None, seed=0)
+    sampler = Sampler((2,), None, seed=0)
     prompts = np.random.default_rng(0).integers(0, vocab, (batch, PROMPT_TOKENS)).tolist()
     for seq_id, prompt in enumerate(prompts):
         params = SamplingParams(max_tokens=None, **fields)

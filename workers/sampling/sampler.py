@@ -36,16 +36,9 @@ class Sampler:
     """Owns the sampling state of every sequence that runs; used by one thread at a time."""
 
     def __init__(
-        self,
-        vocab_size: int,
-        eos_token_ids: tuple[int, ...],
-        device: torch.device | str,
-        grammars: GrammarCompiler | None,
-        seed: int,
+        self, eos_token_ids: tuple[int, ...], grammars: GrammarCompiler | None, seed: int
     ) -> None:
-        self.vocab_size = vocab_size
         self.eos_token_ids = eos_token_ids
-        self.device = torch.device(device)
         self.grammars = grammars
         self._seed = seed
         self._num_added = 0
@@ -83,9 +76,8 @@ class Sampler:
     def _advance(self, logits: Logits, runs: Sequence["_Run"]) -> None:
         """Choose the tokens that can be chosen now, and move their sequences on."""
         asked = [run.next_places() for run in runs]
-        chosen = iter(
-            self._choose(logits, [place for places in asked for place in places]).tolist()
-        )
+        wanted = [place for places in asked for place in places]
+        chosen = iter(self._choose(logits, wanted).tolist())
         for run, places in zip(runs, asked, strict=True):
             run.take([next(chosen) for _ in places], logits)
 

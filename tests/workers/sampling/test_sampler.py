@@ -21,7 +21,7 @@ TABLE[:, EOS] = -20.0
 
 
 def make_sampler(seed: int = 0) -> Sampler:
-    return Sampler(VOCAB, (EOS,), "cpu", None, seed)
+    return Sampler((EOS,), None, seed)
 
 
 @dataclass

@@ -51,7 +51,7 @@ class Noise:
     def __init__(self, tokenizer: Tokenizer, grammars: GrammarCompiler) -> None:
         self.tokenizer = tokenizer
         self.ends = tokenizer.eos_token_ids
-        self.sampler = Sampler(tokenizer.vocab_size, self.ends, "cpu", grammars, seed=0)
+        self.sampler = Sampler(self.ends, grammars, seed=0)
 
     def speak(self, params: SamplingParams, noise: int) -> tuple[str, list[int]]:
         """Return what was said until the end token, and its tokens."""
@@ -168,7 +168,7 @@ def test_resumed_sequence_goes_on_within_its_grammar(
 ) -> None:
     params = SamplingParams(seed=1, structured=schema(PERSON))
     _, tokens = noise.speak(params, 1)
-    elsewhere = Sampler(tokenizer.vocab_size, tokenizer.eos_token_ids, "cpu", grammars, seed=9)
+    elsewhere = Sampler(tokenizer.eos_token_ids, grammars, seed=9)
 
     elsewhere.add(NewSeq(5, [1], tokens[:-1], params))
     sampled, _ = elsewhere.sample(torch.zeros(1, tokenizer.vocab_size), [SampleRow(5, 0, [])])
@@ -182,7 +182,7 @@ def test_drafts_are_verified_within_the_grammar(
     structured = StructuredOutput(kind="regex", value="(ab){4}")
     params = SamplingParams(temperature=0, structured=structured)
     logits = torch.zeros(4, tokenizer.vocab_size)
-    sampler = Sampler(tokenizer.vocab_size, tokenizer.eos_token_ids, "cpu", grammars, seed=0)
+    sampler = Sampler(tokenizer.eos_token_ids, grammars, seed=0)
     plain = []
     sampler.add(NewSeq(1, [1], [], params))
     for _ in range(2):
@@ -199,7 +199,7 @@ def test_answer_from_outside_the_grammar_fails_its_sequence(
     grammars: GrammarCompiler, tokenizer: Tokenizer
 ) -> None:
     params = SamplingParams(structured=StructuredOutput(kind="choice", value='["yes"]'))
-    sampler = Sampler(tokenizer.vocab_size, tokenizer.eos_token_ids, "cpu", grammars, seed=0)
+    sampler = Sampler(tokenizer.eos_token_ids, grammars, seed=0)
 
     sampler.add(NewSeq(1, [1], tokenizer.encode("never"), params))
     _, failed = sampler.sample(torch.zeros(1, tokenizer.vocab_size), [SampleRow(1, 0, [])])
