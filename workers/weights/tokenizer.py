@@ -35,6 +35,7 @@ class Tokenizer:
         self.eos_token_ids = tuple(dict.fromkeys(ends))
         self.bos_token_id = self._id_of("bos_token")
         self.vocab_size = self.backend.get_vocab_size(with_added_tokens=True)
+        self.token_bytes = TokenBytes(self.backend)  # by id; need not be whole characters
 
     @property
     def has_chat_template(self) -> bool:
@@ -45,11 +46,6 @@ class Tokenizer:
         """The tokens that decoding leaves out unless asked not to."""
         added = self.backend.get_added_tokens_decoder()
         return frozenset(token for token, entry in added.items() if entry.special)
-
-    @cached_property
-    def token_bytes(self) -> TokenBytes:
-        """Each token's own bytes, which need not be whole characters."""
-        return TokenBytes(self.backend)
 
     def to_json(self) -> str:
         """Return the backend in the form of a tokenizer.json."""
