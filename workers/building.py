@@ -1,0 +1,101 @@
+"""Builds an engine from its flags: opens the model, chooses a runner, sizes the KV pool."""
+
+import logging
+import time
+
+import torch
+
+from stafette.kvtransfer.blocks import BlockHasher
+from stafette.workers.config import EngineConfig
+from stafette.workers.engine import Engine
+from stafette.workers.errors import ConfigError
+from stafette.workers.executor import Executor
+from stafette.workers.kv_sizing import num_kv_blocks
+from stafette.workers.kvcache.pool import BlockPool
+from stafette.workers.models.spec import ModelSpec
+from stafette.workers.runner import native
+from stafette.workers.runner.runner import Runner
+from stafette.workers.runner.torch_runner import TorchRunner
+from stafette.workers.sampling.ngram import NgramProposer
+from stafette.workers.sampling.sampler import Sampler
+from stafette.workers.sampling.structured import GrammarCompiler
+from stafette.workers.scheduler import Scheduler, SchedulerConfig
+from stafette.workers.weights.checkpoint import Checkpoint
+from stafette.workers.weights.opening import open_checkpoint, open_tokenizer
+
+logger = logging.getLogger(__name__)
+
+
+def build_engine(config: EngineConfig) -> Engine:
+    """Return an engine that is ready for requests. Every wrong flag raises before any runs."""
+    started = time.monotonic()
+    checkpoint = open_checkpoint(config.model, config.quantization)
+    max_model_len = _max_model_len(config, checkpoint.spec)
+    tokenizer = open_tokenizer(config.model, config.tokenizer)
+    runner = make_runner(config, checkpoint)
+    pool = _make_pool(config, runner, max_model_len)
+    vocab_size, eos = checkpoint.spec.vocab_size, tokenizer.eos_token_ids
+    grammars = GrammarCompiler(tokenizer.to_json(), vocab_size, eos)
+    sampler = Sampler(eos, grammars, config.seed)
+    scheduler = Scheduler(
+        SchedulerConfig.of(config, max_model_len, eos),
+        pool,
+        time.monotonic,
+        NgramProposer(config) if config.speculative_tokens else None,
+        BlockHasher(config.prefix_cache_key, config.block_size, config.model),
+    )
+    runner.warm_up()
+    logger.info("engine ready in %.2f s", time.monotonic() - started)
+    return Engine(config, pool, scheduler, Executor(runner, sampler), tokenizer, grammars)
+
+
+def make_runner(config: EngineConfig, checkpoint: Checkpoint) -> Runner:
+    """Return the fastest runner that can serve this model under these flags."""
+    if config.tensor_parallel_size > 1:
+        from stafette.workers.runner.parallel import ParallelRunner
+
+        return ParallelRunner(config, checkpoint)
+    reason = _why_not_native(config, checkpoint.spec)
+    if reason is None:
+        return native.NativeRunner(config, checkpoint)
+    if config.runner == "native":
+        raise ConfigError("runner", "native", f"{reason}; use runner=auto")
+    if config.runner == "auto" and _device(config) == "cpu":
+        logger.warning("running on torch, more slowly: %s", reason)
+    return TorchRunner(config, checkpoint)
+
+
+def _why_not_native(config: EngineConfig, spec: ModelSpec) -> str | None:
+    if config.runner == "torch":
+        return "runner is torch"
+    if _device(config) != "cpu":
+        return "the device is not a CPU"
+    return native.why_not(config, spec)
+
+
+def _device(config: EngineConfig) -> str:
+    if config.device != "auto":
+        return config.device
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _max_model_len(config: EngineConfig, spec: ModelSpec) -> int:
+    longest = spec.max_position_embeddings
+    if config.max_model_len is None:
+        return longest
+    if config.max_model_len > longest:
+        remedy = f"the model was made for {longest}: lower it"
+        raise ConfigError("max_model_len", config.max_model_len, remedy)
+    return config.max_model_len
+
+
+def _make_pool(config: EngineConfig, runner: Runner, max_model_len: int) -> BlockPool:
+    blocks = num_kv_blocks(
+        config,
+        runner.kv_layout,
+        runner.free_bytes(),
+        runner.device.type == "cpu",
+        max_model_len,
+    )
+    runner.allocate_kv(blocks)
+    return BlockPool(blocks, config.block_size, config.enable_prefix_caching)

@@ -1,0 +1,241 @@
+"""The engine's core: requests in, one step at a time, deltas out. Single-threaded by design.
+
+With async scheduling the executor runs in a thread of its own and a second batch is prepared while
+the first one runs; everything else happens in the thread that calls `step`.
+"""
+
+import dataclasses
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TypeVar
+
+import torch
+
+from stafette.kvtransfer.blocks import Extras
+from stafette.workers.adapters import Adapters
+from stafette.workers.batch import Batch, StepOutput
+from stafette.workers.config import EngineConfig
+from stafette.workers.errors import EngineDead, RequestError
+from stafette.workers.executor import Executor
+from stafette.workers.kvcache.pool import BlockPool
+from stafette.workers.output import OutputProcessor
+from stafette.workers.request import OutputDelta, Request
+from stafette.workers.sampling.structured import GrammarCompiler
+from stafette.workers.scheduler import Scheduler
+from stafette.workers.sequence import Sequence
+from stafette.workers.stats import EngineStats, StepClock
+from stafette.workers.weights.tokenizer import Tokenizer
+
+Result = TypeVar("Result")
+
+
+class Engine:
+    """Owns the scheduler and the executor; made by `stafette.workers.building.build_engine`."""
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        pool: BlockPool,
+        scheduler: Scheduler,
+        executor: Executor,
+        tokenizer: Tokenizer,
+        grammars: GrammarCompiler,
+    ) -> None:
+        self.config = config
+        self.pool = pool
+        self.scheduler = scheduler
+        self.executor = executor
+        self.tokenizer = tokenizer
+        self.grammars = grammars
+        self._outputs = OutputProcessor(tokenizer)
+        self._answers: dict[str, _Open] = {}  # by request id
+        self._device = _DeviceThread() if config.async_scheduling else _Inline()
+        self._in_flight: deque[tuple[Batch, Future[StepOutput]]] = deque()
+        self._depth = 2 if config.async_scheduling else 1
+        self._next_seq_id = 0
+        self._clock = StepClock()
+        self.adapters = Adapters(config, executor.runner, self.call_on_device)
+
+    @property
+    def has_work(self) -> bool:
+        return self.scheduler.has_work or bool(self._in_flight)
+
+    def add(self, request: Request) -> None:
+        """Queue a request; RequestError, with nothing queued, when it cannot be served."""
+        self.check(request)
+        open_answers = _Open(request.lora)
+        for index in range(request.params.n):
+            seq = self._sequence(request, index)
+            self.scheduler.add(seq)
+            self._outputs.open(seq.seq_id, request, index)
+            open_answers.seq_ids.add(seq.seq_id)
+        self.adapters.hold(request.lora)
+        self._answers[request.request_id] = open_answers
+
+    def check(self, request: Request) -> None:
+        """Raise RequestError when this request could not be served. Safe from any thread."""
+        if request.request_id in self._answers:
+            remedy = "is in flight already: choose another id"
+            raise RequestError("request_id", request.request_id, remedy)
+        _check_prompt(request.prompt_token_ids, self.vocab_size, self.max_model_len)
+        request.params.check_against(
+            vocab_size=self.vocab_size,
+            max_logprobs=self.config.max_logprobs,
+            max_model_len=self.max_model_len,
+            prompt_len=len(request.prompt_token_ids),
+        )
+        self.adapters.find(request.lora)
+        if request.params.structured is not None:
+            self.grammars.validate(request.params.structured)
+
+    def abort(self, request_id: str) -> bool:
+        """Forget a request; its blocks are free once the step that runs has ended."""
+        answers = self._answers.pop(request_id, None)
+        if answers is None:
+            return False
+        for seq_id in answers.seq_ids:
+            self.scheduler.abort(seq_id)
+            self._outputs.close(seq_id)
+        self.adapters.release(answers.lora)
+        return True
+
+    def step(self) -> list[OutputDelta]:
+        """Send what can be sent, wait for the oldest batch, return what it brought."""
+        self._launch()
+        if not self._in_flight:
+            return []
+        batch, future = self._in_flight.popleft()
+        try:
+            output = future.result()
+        except Exception as error:
+            raise EngineDead(
+                "engine", repr(error), "the step failed: restart the engine"
+            ) from error
+        self._clock.record(batch.num_tokens, output.seconds)
+        return self._settle(batch, output)
+
+    def logits(self, token_ids: list[int]) -> torch.Tensor:
+        """Return the logits after every token, float32 [tokens, vocab]. For checks."""
+        _check_prompt(token_ids, self.vocab_size, self.max_model_len + 1)
+        blocks = self.pool.try_allocate(-(-len(token_ids) // self.config.block_size))
+        if blocks is None:
+            remedy = f"tokens need more than the {self.pool.num_available} KV blocks left: wait"
+            raise RequestError("token_ids", len(token_ids), remedy)
+        try:
+            chunk = self.config.max_num_batched_tokens
+            return self.call_on_device(lambda: self.executor.logits(token_ids, blocks, chunk))
+        finally:
+            self.pool.release(blocks)
+
+    def reset_prefix_cache(self) -> None:
+        """Forget every prefix; what runs goes on."""
+        self.pool.reset_prefix_cache()
+
+    def call_on_device(self, function: Callable[[], Result]) -> Result:
+        """Run something between two steps, where the executor runs."""
+        return self._device.submit(function).result()
+
+    def stats(self) -> EngineStats:
+        return self._clock.stats(self.scheduler.stats())
+
+    def close(self) -> None:
+        self._device.close()
+        self.executor.runner.close()
+
+    @property
+    def vocab_size(self) -> int:
+        return self.executor.runner.spec.vocab_size
+
+    @property
+    def max_model_len(self) -> int:
+        return self.scheduler.config.max_model_len
+
+    def _launch(self) -> None:
+        while len(self._in_flight) < self._depth:
+            batch = self.scheduler.next_batch()
+            if batch is None:
+                return
+            future = self._device.submit(partial(self.executor.execute, batch))
+            self._in_flight.append((batch, future))
+
+    def _settle(self, batch: Batch, output: StepOutput) -> list[OutputDelta]:
+        deltas = []
+        for progress in self.scheduler.settle(batch, output):
+            delta = self._outputs.process(progress)
+            if delta is None:
+                continue
+            if delta.finish_reason is not None:
+                self._finish(progress.seq_id, delta, ended_by_text=progress.finish_reason is None)
+            deltas.append(delta)
+        return deltas
+
+    def _finish(self, seq_id: int, delta: OutputDelta, ended_by_text: bool) -> None:
+        if ended_by_text:  # a stop string, which the scheduler knows nothing of
+            self.scheduler.abort(seq_id)
+        self._outputs.close(seq_id)
+        answers = self._answers[delta.request_id]
+        answers.seq_ids.remove(seq_id)
+        if not answers.seq_ids:
+            del self._answers[delta.request_id]
+            self.adapters.release(answers.lora)
+
+    def _sequence(self, request: Request, index: int) -> Sequence:
+        params = request.params
+        if params.seed is not None and index:
+            params = dataclasses.replace(params, seed=params.seed + index)
+        self._next_seq_id += 1
+        adapter = self.adapters.find(request.lora)
+        seq = Sequence.of(request, params, self._next_seq_id)
+        seq.lora_slot = adapter.slot
+        seq.extras = Extras(lora=adapter.identity, salt=request.cache_salt or "")
+        return seq
+
+
+@dataclass(slots=True)
+class _Open:
+    """A request's sequences that are still at work."""
+
+    lora: str | None
+    seq_ids: set[int] = field(default_factory=set)
+
+
+class _DeviceThread:
+    """Runs calls in order, beside the caller."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="stafette-device")
+
+    def submit(self, function: Callable[[], Result]) -> Future[Result]:
+        return self._pool.submit(function)
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=True)
+
+
+class _Inline:
+    """Runs calls at once, in the caller's thread."""
+
+    def submit(self, function: Callable[[], Result]) -> Future[Result]:
+        future: Future[Result] = Future()
+        try:
+            future.set_result(function())
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+    def close(self) -> None:
+        pass
+
+
+def _check_prompt(prompt: list[int], vocab_size: int, max_model_len: int) -> None:
+    if not prompt:
+        raise RequestError("prompt", prompt, "is empty: send at least one token")
+    if len(prompt) >= max_model_len:
+        remedy = f"tokens leave no room for an answer: max_model_len is {max_model_len}"
+        raise RequestError("prompt", len(prompt), remedy)
+    if min(prompt) < 0 or max(prompt) >= vocab_size:
+        bad = next(token for token in prompt if not 0 <= token < vocab_size)
+        raise RequestError("prompt_token_ids", bad, f"must be in 0..{vocab_size - 1}")
