@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from llguidance._lib import JsonCompileOptions
 
 _CACHED_GRAMMARS = 256
-# Bounded, or a model that likes blanks never ends its answer.
-_JSON_OPTIONS: "JsonCompileOptions" = {"whitespace_pattern": r"[\x20\x0A\x0D\x09]{1,24}"}
+# One blank, or one line break and its indentation: a model that likes blanks would never end.
+_JSON_OPTIONS: "JsonCompileOptions" = {"whitespace_pattern": r"[ \t]|\r?\n[ \t]{0,32}"}
 
 
 class Matcher:

@@ -1,6 +1,6 @@
 """Drawing against its definition: sort the whole vocabulary, keep what the rules keep."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -20,6 +20,15 @@ Wrap = Callable[[torch.Tensor], Logits]
 both_devices = pytest.mark.parametrize(
     "wrap", [lambda logits: HostLogits(logits.numpy()), DeviceLogits], ids=["numpy", "torch"]
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Keep torch from waiting for a second core, which these small tensors are not worth."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def rules_of(rows: int, **changed: object) -> Rules:

@@ -136,6 +136,25 @@ def test_any_json_object_will_do_where_no_schema_is_given(
     assert np.flatnonzero(grammars.masks([matcher])[0]).tolist() == sorted(ends)
 
 
+@pytest.mark.parametrize("indent", [None, 2, 4])
+def test_json_may_be_laid_out_but_not_padded(
+    tokenizer: Tokenizer, grammars: GrammarCompiler, indent: int | None
+) -> None:
+    def allows(text: str) -> bool:
+        matcher = grammars.matcher(StructuredOutput(kind="json_object"))
+        for token in tokenizer.encode(text, add_special_tokens=False):
+            if not grammars.masks([matcher])[0, token]:
+                return False
+            matcher.accept(token)
+        return True
+
+    laid_out = json.dumps({"a": [1, {"b": None}], "c": "d"}, indent=indent)
+
+    assert allows(laid_out)
+    assert not allows(laid_out.replace(": ", ":  "))
+    assert not allows(laid_out.replace("[", "[\n\n"))
+
+
 def test_end_token_is_forbidden_until_the_answer_is_complete(
     tokenizer: Tokenizer, grammars: GrammarCompiler
 ) -> None:
