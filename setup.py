@@ -13,6 +13,7 @@ FLAGS = [
     "-pthread",
 ]
 KERNELS = "src/stafette/workers/native"
+HASHING = "src/stafette/kvtransfer/native"
 
 
 def native(name: str, sources: list[str], depends: list[str]) -> Extension:
@@ -33,6 +34,11 @@ setup(
             "stafette.workers.native._kernels",
             sources=sorted(glob(f"{KERNELS}/*.cpp")),
             depends=sorted(glob(f"{KERNELS}/*.h")),
-        )
+        ),
+        native(
+            "stafette.kvtransfer.native._hashing",
+            sources=[f"{HASHING}/hashing.cpp"],
+            depends=[],
+        ),
     ]
 )

@@ -1,0 +1,1 @@
+"""Native helpers: optional plain C++ behind ctypes, each with a pure fallback beside its caller."""
