@@ -14,6 +14,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 _GRACE_S = 10.0
 _TAIL_CHARS = 600
 
@@ -72,6 +74,12 @@ class Child:
 
     def resume(self) -> None:
         self._signal(signal.SIGCONT)
+
+    def memory_bytes(self) -> int:
+        """Return what its processes hold together; a page that two share counts once."""
+        leader = psutil.Process(self._process.pid)
+        family = [leader, *leader.children(recursive=True)]
+        return sum(process.memory_full_info().pss for process in family)
 
     def close(self) -> None:
         """End the whole group. Safe to call twice."""
