@@ -41,6 +41,7 @@ class AttentionBackend(ABC):
     """
 
     name: str
+    recordable = False  # whether a CUDA graph can hold it: it never reads a tensor on the host
 
     def __init__(self, shape: AttentionShape) -> None:
         self.shape = shape

@@ -41,6 +41,7 @@ class TritonAttention(AttentionBackend):
     """Needs CUDA (an fp8 pool: Ada, Hopper or newer); float32, bfloat16 and float16."""
 
     name = "triton"
+    recordable = True
 
     def __init__(self, shape: AttentionShape) -> None:
         super().__init__(shape)

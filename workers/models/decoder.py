@@ -44,6 +44,11 @@ class Decoder(ABC):
         """How many positions, its own among them, a token sees; None: all before it."""
         return None
 
+    @property
+    def recordable(self) -> bool:
+        """Whether a CUDA graph can hold `hidden`."""
+        return all(layer.feed_forward.recordable for layer in self.layers)
+
     def hidden(self, token_ids: torch.Tensor, step: Step) -> torch.Tensor:
         """Return [tokens, hidden] after the last norm."""
         x = functional.embedding(token_ids, self._embedding)

@@ -27,6 +27,11 @@ class Step:
 class FeedForward(Protocol):
     """The second half of a layer."""
 
+    @property
+    def recordable(self) -> bool:
+        """Whether a CUDA graph can hold it: it never reads a tensor on the host."""
+        ...
+
     def __call__(self, x: torch.Tensor, step: Step) -> torch.Tensor: ...
 
 
@@ -81,6 +86,8 @@ class Attention:
 
 class SwiGlu:
     """down(silu(gate(x)) * up(x)), gate and up fused."""
+
+    recordable = True
 
     def __init__(self, weights: WeightLoader) -> None:
         spec, own = weights.spec, weights.within("mlp.")

@@ -30,6 +30,10 @@ class SparseFeedForward:
         out.index_add_(0, tokens, answers * shares.flatten()[order, None])
         return self._tp.all_reduce(out)
 
+    @property
+    def recordable(self) -> bool:
+        return isinstance(self._experts, GroupedExperts)
+
     def _route(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return each token's experts and their shares in its answer."""
         scores = self._router(x).float().softmax(dim=-1)

@@ -1,7 +1,5 @@
 """Runs any architecture on torch, on a CPU or a CUDA device: the tier that needs no compiler."""
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 
@@ -14,6 +12,12 @@ from stafette.workers.models.linear import Adapters
 from stafette.workers.models.lora import Adapter, LoraBatch, group_tokens, load_adapter
 from stafette.workers.models.registry import build_model
 from stafette.workers.models.sharding import SOLO, TensorParallel
+from stafette.workers.runner.cuda_graphs import (
+    CudaGraphDevice,
+    DecodeGraphs,
+    GraphDevice,
+    GraphLimits,
+)
 from stafette.workers.runner.device import (
     TORCH_DTYPES,
     choose_device,
@@ -22,18 +26,10 @@ from stafette.workers.runner.device import (
     free_device_bytes,
 )
 from stafette.workers.runner.runner import KvLayout, Runner, StepInputs, StepTensors
+from stafette.workers.runner.step_batch import StepBatch
 from stafette.workers.weights.checkpoint import Checkpoint
 
 _OUT_OF_MEMORY = "not enough memory"  # how torch's CPU allocator says so, in a RuntimeError
-
-
-@dataclass(slots=True)
-class StepBatch:
-    """A step on the device. Its shapes depend on the numbers of tokens and sequences alone."""
-
-    token_ids: torch.Tensor  # int32 [tokens]
-    positions: torch.Tensor  # int32 [tokens]
-    meta: AttentionMetadata
 
 
 class TorchRunner(Runner):
@@ -57,12 +53,13 @@ class TorchRunner(Runner):
         self._adapters: dict[int, Adapter] = {}
         self._pool: torch.Tensor | None = None
         self._layers: list[torch.Tensor] = []
+        self._graphs: DecodeGraphs | None = None
 
     def free_bytes(self) -> int:
         return max(0, free_device_bytes(self.device) - self._activation_bytes())
 
     def allocate_kv(self, num_blocks: int) -> None:
-        self._pool, self._layers = None, []
+        self._pool, self._layers, self._graphs = None, [], None
         free = free_device_bytes(self.device)
         if num_blocks * self.kv_layout.block_bytes > free:
             raise _too_many_blocks(num_blocks, free // self.kv_layout.block_bytes)
@@ -88,16 +85,26 @@ class TorchRunner(Runner):
             raise
 
     def warm_up(self) -> None:
-        """Run one token that is written nowhere: kernels are chosen and compiled."""
+        """Run one token that is written nowhere: kernels are chosen and compiled. Then record."""
         one = np.zeros(1, np.int32)
         starts, lens = np.array([0, 1], np.int32), np.ones(1, np.int32)
         batch = self.upload(StepInputs(one, one, starts, lens, one[None], one))
         batch.meta.slots.fill_(-1)
         with torch.no_grad():
             self.model.logits(self.forward_tensors(batch))
+        if self._records():
+            self.record_graphs(CudaGraphDevice(self.device))
+
+    def record_graphs(self, gpu: GraphDevice) -> None:
+        """Let graphs serve the steps of pure decode from now on."""
+        length = self.config.max_model_len or self.spec.max_position_embeddings
+        limits = GraphLimits(self.config.max_num_seqs, length, self.config.block_size)
+        self._graphs = DecodeGraphs(self.forward_tensors, limits, gpu)
+        with torch.no_grad():
+            self._graphs.capture()
 
     def close(self) -> None:
-        self._pool, self._layers = None, []
+        self._pool, self._layers, self._graphs = None, [], None
         if hasattr(self, "model"):
             del self.model
         if self.device.type == "cuda":
@@ -133,11 +140,21 @@ class TorchRunner(Runner):
         return self.model.hidden(batch.token_ids, step)
 
     def _forward(self, inputs: StepInputs) -> StepTensors:
-        hidden = self.forward_tensors(self.upload(inputs), self._adapters_of(inputs))
+        hidden = self._hidden(inputs)
         logits = self.model.logits(self._pick(hidden, inputs.logit_rows))
         if len(inputs.hidden_rows) == 0:
             return StepTensors(logits)
         return StepTensors(logits, self._pick(hidden, inputs.hidden_rows).float())
+
+    def _hidden(self, inputs: StepInputs) -> torch.Tensor:
+        adapters = self._adapters_of(inputs)
+        if self._graphs is not None and adapters is None and self._graphs.takes(inputs):
+            return self._graphs.run(inputs)
+        return self.forward_tensors(self.upload(inputs), adapters)
+
+    def _records(self) -> bool:
+        wanted = self.device.type == "cuda" and not self.config.enforce_eager
+        return wanted and self.attention.recordable and self.model.recordable
 
     def _adapters_of(self, inputs: StepInputs) -> LoraBatch | None:
         slots = inputs.lora_slots
