@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
-from tokenizers import processors
 
 from stafette.workers.errors import CheckpointError
 from stafette.workers.weights.json_file import read_json
@@ -19,9 +18,6 @@ def read_directory_tokenizer(directory: Path) -> TokenizerSource:
     backend = _backend(directory / "tokenizer.json")
     config = _optional(directory / "tokenizer_config.json")
     special = _special_tokens(_optional(directory / "special_tokens_map.json") | config)
-    known = {token: backend.token_to_id(token) for token in special.values()}
-    if backend.post_processor is None or {"add_bos_token", "add_eos_token"} & set(config):
-        _add_ends(backend, config, special, known)
     return TokenizerSource(
         backend=backend,
         special_tokens=special,
@@ -59,22 +55,6 @@ def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
     return special
 
 
-def _add_ends(
-    backend: tokenizers.Tokenizer,
-    config: Mapping[str, Any],
-    special: Mapping[str, str],
-    known: Mapping[str, int | None],
-) -> None:
-    """Put the first and last token round a text as tokenizer_config.json asks for."""
-    parts = ["$A"]
-    if config.get("add_bos_token") and known.get(special.get("bos_token", "")) is not None:
-        parts.insert(0, special["bos_token"])
-    if config.get("add_eos_token") and known.get(special.get("eos_token", "")) is not None:
-        parts.append(special["eos_token"])
-    ends = [(token, known[token]) for token in parts if token != "$A"]
-    backend.post_processor = processors.TemplateProcessing(single=parts, special_tokens=ends)
-
-
 def _ends(directory: Path) -> tuple[int, ...]:
     for name in ("generation_config.json", "config.json"):
         value = _optional(directory / name).get("eos_token_id")
@@ -97,10 +77,14 @@ def _chat_templates(directory: Path, config: Mapping[str, Any]) -> dict[str, str
 
 
 def _named_templates(value: Any) -> dict[str, str]:
+    if value is None:
+        return {}
     if isinstance(value, str):
         return {"default": value}
     if isinstance(value, dict):
         return {str(name): str(template) for name, template in value.items()}
-    if isinstance(value, list):
-        return {str(entry["name"]): str(entry["template"]) for entry in value}
-    return {}
+    try:
+        return {entry["name"]: entry["template"] for entry in value}
+    except (TypeError, KeyError):
+        remedy = "must be a template, or a list of objects with name and template"
+        raise CheckpointError("chat_template", value, remedy) from None
