@@ -13,10 +13,10 @@ def stafette(*arguments, stdin=None):
 
 
 def test_a_question_is_answered_and_the_pace_is_told():
-    done = stafette("generate", *SMALL, "What is the capital of France?")
+    done = stafette("generate", *SMALL, "What is a relay race? Answer in one sentence.")
 
     assert done.returncode == 0, done.stderr
-    assert "Paris" in done.stdout
+    assert done.stdout.startswith("A relay race is")
     assert "tok/s" in done.stderr
 
 
