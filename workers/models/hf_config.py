@@ -11,6 +11,7 @@ from stafette.workers.models.spec import Architecture, ModelSpec, MoeSpec, RopeS
 Config = Mapping[str, Any]
 DType = Literal["bfloat16", "float16", "float32"]
 
+_MOST_LAYERS = 10_000  # more is damage, not a model
 _QWEN3_HEAD_DIM = 128
 _DEFAULT_WINDOW = 4096  # of Mistral and the Qwens, when config.json says nothing
 _QWEN_WINDOW_STARTS_AT = 28  # Qwen2 and Qwen3: the layers before it see everything
@@ -35,7 +36,7 @@ def read_spec(
         vocab_size=count(config, "vocab_size"),
         hidden_size=hidden,
         intermediate_size=count(config, "intermediate_size"),
-        num_layers=count(config, "num_hidden_layers"),
+        num_layers=_layers(config),
         num_heads=heads,
         num_kv_heads=count(config, "num_key_value_heads", heads),
         head_dim=count(config, "head_dim", usual_head),
@@ -76,6 +77,22 @@ def number(config: Config, key: str, default: float | None = None) -> float:
     return float(value)
 
 
+def _layers(config: Config) -> int:
+    layers = count(config, "num_hidden_layers")
+    if layers > _MOST_LAYERS:
+        remedy = f"must be at most {_MOST_LAYERS}"
+        raise CheckpointError("config.json num_hidden_layers", layers, remedy)
+    return layers
+
+
+def _whole_numbers(config: Config, key: str) -> list[int]:
+    values = config.get(key)
+    values = [] if values is None else values
+    if not isinstance(values, list) or not all(isinstance(value, int) for value in values):
+        raise CheckpointError(f"config.json {key}", values, "must be a list of whole numbers")
+    return values
+
+
 def _architecture(config: Config) -> Architecture:
     known: Sequence[Architecture] = get_args(Architecture)
     name = config.get("model_type")
@@ -96,7 +113,10 @@ def _check_supported(config: Config) -> None:
 
 def _read_rope(config: Config) -> RopeSpec:
     """Read `rope_parameters`, or the older pair of `rope_theta` and `rope_scaling`."""
-    rope: dict[str, Any] = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+    given = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if not isinstance(given, dict):
+        raise CheckpointError("config.json rope_parameters", given, "must be an object")
+    rope: dict[str, Any] = dict(given)
     rope.setdefault("rope_theta", config.get("rope_theta"))
     kind = rope.get("rope_type", rope.get("type", "default"))
     theta = number(rope, "rope_theta", 10_000.0)
@@ -151,11 +171,10 @@ def _yarn(rope: Config, theta: float, trained: int) -> RopeSpec:
 def _attention_factor(rope: Config, factor: float) -> float | None:
     if rope.get("attention_factor") is not None:
         return number(rope, "attention_factor")
-    mscale, everywhere = rope.get("mscale"), rope.get("mscale_all_dim")
-    if not mscale or not everywhere:
+    if not rope.get("mscale") or not rope.get("mscale_all_dim"):
         return None
     growth = 0.1 * math.log(factor) if factor > 1 else 0.0
-    return (growth * float(mscale) + 1.0) / (growth * float(everywhere) + 1.0)
+    return (growth * number(rope, "mscale") + 1.0) / (growth * number(rope, "mscale_all_dim") + 1.0)
 
 
 def _sliding_window(config: Config, architecture: Architecture) -> int | None:
@@ -178,19 +197,22 @@ def _sliding_window(config: Config, architecture: Architecture) -> int | None:
 
 
 def _windowed_layers(config: Config, architecture: Architecture) -> list[bool]:
-    layers = count(config, "num_hidden_layers")
+    layers = _layers(config)
     if architecture not in ("qwen2", "qwen3"):
         return [True]
-    if types := config.get("layer_types"):
+    types = config.get("layer_types")
+    if isinstance(types, list):
         return [name == "sliding_attention" for name in types]
     start = config.get("max_window_layers", _QWEN_WINDOW_STARTS_AT)
+    if not isinstance(start, int):
+        raise CheckpointError("config.json max_window_layers", start, "must be a whole number")
     return [False] * (start > 0) + [True] * (layers > start)
 
 
 def _read_moe(config: Config) -> MoeSpec:
-    layers = range(count(config, "num_hidden_layers"))
+    layers = range(_layers(config))
     step = count(config, "decoder_sparse_step", 1)
-    named = set(config.get("mlp_only_layers") or ())
+    named = set(_whole_numbers(config, "mlp_only_layers"))
     # The second name is that of newer versions of Hugging Face's library.
     key = "num_local_experts" if "num_local_experts" in config else "num_experts"
     experts, chosen = count(config, key), count(config, "num_experts_per_tok")

@@ -55,10 +55,9 @@ class TensorFiles:
         return self._where[name].get_slice(name)
 
     def _check_index(self) -> None:
-        index = self.directory / _INDEX
-        if not index.is_file():
+        if self.directory / _SINGLE in self._files:
             return
-        for name in read_json(index).get("weight_map", {}):
+        for name in _weight_map(self.directory):
             if name not in self._where:
                 raise _missing(name, self.directory)
 
@@ -137,14 +136,20 @@ def _generation(directory: Path) -> dict[str, Any] | None:
 
 
 def _shards(directory: Path) -> list[Path]:
-    index = directory / _INDEX
-    if index.is_file():
-        names = read_json(index).get("weight_map", {}).values()
-        return [directory / name for name in sorted(set(names))]
     if (directory / _SINGLE).is_file():
         return [directory / _SINGLE]
+    if (directory / _INDEX).is_file():
+        return [directory / name for name in sorted(set(_weight_map(directory).values()))]
     remedy = f"holds neither {_SINGLE} nor {_INDEX}: download them, or convert what is there"
     raise CheckpointError("model", str(directory), remedy)
+
+
+def _weight_map(directory: Path) -> dict[str, str]:
+    """Return which file holds which tensor."""
+    names = read_json(directory / _INDEX).get("weight_map")
+    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+        raise CheckpointError(_INDEX, names, "needs a weight_map from tensors to files")
+    return names
 
 
 def _open(path: Path) -> Any:

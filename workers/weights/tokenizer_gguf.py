@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from operator import itemgetter
 from typing import Any
 
+import numpy as np
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
@@ -125,10 +126,11 @@ def _sentence_piece(
     if "tokenizer.ggml.merges" in metadata:
         merges = [_pair(merge) for merge in _texts(metadata, "tokenizer.ggml.merges")]
     else:
-        merges = _merges_from_scores(tokens, vocabulary, metadata.get("tokenizer.ggml.scores"))
+        scores = _numbers(metadata, "tokenizer.ggml.scores")
+        merges = _merges_from_scores(tokens, vocabulary, scores)
     model = models.BPE(vocabulary, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True)
     backend = tokenizers.Tokenizer(model)
-    prefixed = bool(metadata.get("tokenizer.ggml.add_space_prefix", True))
+    prefixed = _flag(metadata, "add_space_prefix", True)
     scheme = "first" if prefixed else "never"
     backend.pre_tokenizer = pre_tokenizers.Metaspace("▁", prepend_scheme=scheme, split=False)
     steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
@@ -139,13 +141,12 @@ def _sentence_piece(
 
 
 def _merges_from_scores(
-    tokens: Sequence[str], vocabulary: Mapping[str, int], scores: Sequence[float] | None
+    tokens: Sequence[str], vocabulary: Mapping[str, int], scores: Sequence[float]
 ) -> list[tuple[str, str]]:
     """Return every way to make a token of two, the best token's first."""
-    if scores is None or len(scores) != len(tokens):
-        found = None if scores is None else len(scores)
+    if len(scores) != len(tokens):
         remedy = f"must hold one score for each of the {len(tokens)} tokens"
-        raise CheckpointError("tokenizer.ggml.scores", found, remedy)
+        raise CheckpointError("tokenizer.ggml.scores", len(scores), remedy)
     merges = []
     for token, score in zip(tokens, scores, strict=True):
         for cut in range(1, len(token)):
@@ -160,9 +161,9 @@ def _add_tokens(
     backend: tokenizers.Tokenizer, metadata: Mapping[str, Any], tokens: Sequence[str]
 ) -> None:
     """Keep control tokens whole in any text, and out of what is decoded."""
-    kinds = metadata.get("tokenizer.ggml.token_type", ())
+    kinds = _numbers(metadata, "tokenizer.ggml.token_type")
     control, defined = [], []
-    for token, kind in zip(tokens, map(int, kinds), strict=False):
+    for token, kind in zip(tokens, kinds, strict=False):
         if kind == _CONTROL:
             control.append(AddedToken(token, normalized=False, special=True))
         elif kind == _USER_DEFINED:
@@ -182,9 +183,9 @@ def _post_processor(
     kind, name = metadata.get("tokenizer.ggml.model"), _pre_name(metadata)
     usually = kind == "llama" or name in _LLAMA3_NAMES
     parts = ["$A"]
-    if metadata.get("tokenizer.ggml.add_bos_token", usually) and "bos_token" in special:
+    if _flag(metadata, "add_bos_token", usually) and "bos_token" in special:
         parts.insert(0, special["bos_token"])
-    if metadata.get("tokenizer.ggml.add_eos_token", False) and "eos_token" in special:
+    if _flag(metadata, "add_eos_token", False) and "eos_token" in special:
         parts.append(special["eos_token"])
     known = [(token, vocabulary[token]) for token in parts if token != "$A"]
     return processors.TemplateProcessing(single=parts, special_tokens=known)
@@ -207,6 +208,24 @@ def _texts(metadata: Mapping[str, Any], key: str) -> list[str]:
         remedy = "is missing from the file: name a tokenizer directory instead"
         raise CheckpointError(key, value, remedy)
     return value.to_list()
+
+
+def _numbers(metadata: Mapping[str, Any], key: str) -> list[float]:
+    """Return an array of numbers; none when the file has no such key."""
+    value = metadata.get(key)
+    if value is None:
+        return []
+    if not isinstance(value, np.ndarray):
+        raise CheckpointError(key, value, "must be an array of numbers")
+    numbers: list[float] = value.tolist()
+    return numbers
+
+
+def _flag(metadata: Mapping[str, Any], key: str, default: bool) -> bool:
+    value = metadata.get(f"tokenizer.ggml.{key}", default)
+    if not isinstance(value, bool | int):
+        raise CheckpointError(f"tokenizer.ggml.{key}", value, "must be true or false")
+    return bool(value)
 
 
 def _pair(merge: str) -> tuple[str, str]:

@@ -3,6 +3,8 @@
 import pytest
 import torch
 import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from stafette.workers.errors import CheckpointError
@@ -214,3 +216,34 @@ def test_generation_config_knows_best_where_an_answer_ends():
 )
 def test_dtype_is_read_under_both_names(given, dtype):
     assert read_spec(PLAIN | given, files_dtype="bfloat16").dtype == dtype
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-5, 10**9) | st.floats() | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=4), inner),
+    max_leaves=4,
+)
+KEYS = [*MOE, "rope_parameters", "rope_scaling", "rope_theta", "sliding_window", "layer_types"]
+KEYS += ["use_sliding_window", "max_window_layers", "mlp_only_layers", "decoder_sparse_step"]
+KEYS += ["eos_token_id", "dtype", "head_dim", "num_key_value_heads", "rms_norm_eps"]
+ROPE_KEYS = ["rope_type", "rope_theta", "factor", "mscale", "mscale_all_dim", "attention_factor"]
+MODEL_TYPES = st.sampled_from(["llama", "mistral", "qwen2", "qwen3", "qwen3_moe"])
+
+
+@settings(max_examples=500, deadline=None)
+@given(
+    model_type=MODEL_TYPES,
+    odd=st.dictionaries(st.sampled_from(KEYS), JSON, min_size=1, max_size=3),
+    rope=st.none() | st.dictionaries(st.sampled_from(ROPE_KEYS), JSON, max_size=3),
+)
+def test_odd_values_give_a_spec_or_a_checkpoint_error(model_type, odd, rope):
+    config = MOE | {"model_type": model_type} | odd
+    if rope is not None:
+        config["rope_parameters"] = {"rope_type": "yarn", "factor": 2.0} | rope
+
+    try:
+        spec = read_spec(config)
+    except CheckpointError:
+        return
+
+    assert spec.num_layers >= 1

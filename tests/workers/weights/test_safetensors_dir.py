@@ -148,6 +148,18 @@ def test_missing_shard_and_missing_entry_are_named(toys, tmp_path):
         open_checkpoint(str(tmp_path))
 
 
+@pytest.mark.parametrize("listed", [None, [], {"lm_head.weight": 3}])
+def test_index_that_lists_nothing_is_named(saved, listed):
+    (saved / "model.safetensors").unlink()
+    index = saved / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": listed}))
+
+    with pytest.raises(CheckpointError, match="needs a weight_map") as caught:
+        open_checkpoint(str(saved))
+
+    assert caught.value.field == index.name
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{", "null"])
 def test_config_that_is_no_object_is_named(saved, text):
     (saved / "config.json").write_text(text)

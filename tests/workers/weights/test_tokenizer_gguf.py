@@ -253,3 +253,33 @@ def test_sentence_piece_needs_a_score_for_each_token(tiny_draft, tmp_path):
         read_gguf_tokenizer(file)
 
     assert (caught.value.field, caught.value.value) == ("tokenizer.ggml.scores", 2)
+
+
+ODD_VALUES = st.one_of(
+    st.integers(0, 2**31),
+    st.booleans(),
+    st.floats(0, 1, width=32),
+    st.text(max_size=5),
+    st.lists(st.text(max_size=3), min_size=1, max_size=400),
+    st.lists(st.integers(-9, 9), min_size=1, max_size=400),
+    st.lists(st.floats(-1, 1, width=32), min_size=1, max_size=400),
+)
+TOKENIZERS = [bpe_metadata("qwen2"), sentence_piece_metadata()]
+KEYS = sorted({key for metadata in TOKENIZERS for key in metadata} | {"tokenizer.chat_template"})
+
+
+@QUICK
+@given(
+    metadata=st.sampled_from(TOKENIZERS),
+    odd=st.dictionaries(st.sampled_from(KEYS), ODD_VALUES, min_size=1, max_size=2),
+)
+def test_odd_metadata_gives_a_tokenizer_or_a_checkpoint_error(empty_draft, tmp_path, metadata, odd):
+    empty_draft.metadata = {"general.architecture": "llama"} | metadata | odd
+    file = GgufFile(empty_draft.write(tmp_path / "odd.gguf"))
+
+    try:
+        tokenizer = Tokenizer(read_gguf_tokenizer(file))
+    except CheckpointError:
+        return
+
+    assert isinstance(tokenizer.encode("a b"), list)
