@@ -1,13 +1,16 @@
 """Builds an engine from its flags: opens the model, chooses a runner, sizes the KV pool."""
 
 import logging
+import os
+import socket
 import time
 
 import torch
 
 from stafette.kvtransfer.blocks import BlockHasher
+from stafette.kvtransfer.event_log import EventLog
 from stafette.workers.config import EngineConfig
-from stafette.workers.engine import Engine
+from stafette.workers.engine import Engine, EngineParts
 from stafette.workers.errors import ConfigError
 from stafette.workers.executor import Executor
 from stafette.workers.kv_sizing import num_kv_blocks
@@ -26,17 +29,20 @@ from stafette.workers.weights.opening import open_checkpoint, open_tokenizer
 logger = logging.getLogger(__name__)
 
 
-def build_engine(config: EngineConfig) -> Engine:
-    """Return an engine that is ready for requests. Every wrong flag raises before any runs."""
+def build_engine(config: EngineConfig, worker_id: str | None = None) -> Engine:
+    """Return an engine that is ready for requests. Every wrong flag raises before any runs.
+
+    `worker_id` names this engine in its KV events; None: by its host and process.
+    """
     started = time.monotonic()
     checkpoint = open_checkpoint(config.model, config.quantization)
     max_model_len = _max_model_len(config, checkpoint.spec)
     tokenizer = open_tokenizer(config.model, config.tokenizer)
     runner = make_runner(config, checkpoint)
-    pool = _make_pool(config, runner, max_model_len)
-    vocab_size, eos = checkpoint.spec.vocab_size, tokenizer.eos_token_ids
-    grammars = GrammarCompiler(tokenizer.to_json(), vocab_size, eos)
-    sampler = Sampler(eos, grammars, config.seed)
+    events = EventLog(worker_id or f"{socket.gethostname()}-{os.getpid()}", epoch=time.time_ns())
+    pool = _make_pool(config, runner, max_model_len, events)
+    eos = tokenizer.eos_token_ids
+    grammars = GrammarCompiler(tokenizer.to_json(), checkpoint.spec.vocab_size, eos)
     scheduler = Scheduler(
         SchedulerConfig.of(config, max_model_len, eos),
         pool,
@@ -44,9 +50,17 @@ def build_engine(config: EngineConfig) -> Engine:
         NgramProposer(config) if config.speculative_tokens else None,
         BlockHasher(config.prefix_cache_key, config.block_size, config.model),
     )
+    parts = EngineParts(
+        pool=pool,
+        kv_events=events,
+        scheduler=scheduler,
+        executor=Executor(runner, Sampler(eos, grammars, config.seed)),
+        tokenizer=tokenizer,
+        grammars=grammars,
+    )
     runner.warm_up()
     logger.info("engine ready in %.2f s", time.monotonic() - started)
-    return Engine(config, pool, scheduler, Executor(runner, sampler), tokenizer, grammars)
+    return Engine(config, parts)
 
 
 def make_runner(config: EngineConfig, checkpoint: Checkpoint) -> Runner:
@@ -89,7 +103,9 @@ def _max_model_len(config: EngineConfig, spec: ModelSpec) -> int:
     return config.max_model_len
 
 
-def _make_pool(config: EngineConfig, runner: Runner, max_model_len: int) -> BlockPool:
+def _make_pool(
+    config: EngineConfig, runner: Runner, max_model_len: int, events: EventLog
+) -> BlockPool:
     blocks = num_kv_blocks(
         config,
         runner.kv_layout,
@@ -98,4 +114,4 @@ def _make_pool(config: EngineConfig, runner: Runner, max_model_len: int) -> Bloc
         max_model_len,
     )
     runner.allocate_kv(blocks)
-    return BlockPool(blocks, config.block_size, config.enable_prefix_caching)
+    return BlockPool(blocks, config.block_size, config.enable_prefix_caching, events.add)

@@ -15,6 +15,8 @@ from typing import TypeVar
 import torch
 
 from stafette.kvtransfer.blocks import Extras
+from stafette.kvtransfer.event_log import EventLog
+from stafette.kvtransfer.events import EventBatch
 from stafette.workers.adapters import Adapters
 from stafette.workers.batch import Batch, StepOutput
 from stafette.workers.config import EngineConfig
@@ -32,32 +34,38 @@ from stafette.workers.weights.tokenizer import Tokenizer
 Result = TypeVar("Result")
 
 
-class Engine:
-    """Owns the scheduler and the executor; made by `stafette.workers.building.build_engine`."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineParts:
+    """What an engine is made of; `stafette.workers.building` makes them for its flags."""
 
-    def __init__(
-        self,
-        config: EngineConfig,
-        pool: BlockPool,
-        scheduler: Scheduler,
-        executor: Executor,
-        tokenizer: Tokenizer,
-        grammars: GrammarCompiler,
-    ) -> None:
+    pool: BlockPool
+    kv_events: EventLog
+    scheduler: Scheduler
+    executor: Executor
+    tokenizer: Tokenizer
+    grammars: GrammarCompiler
+
+
+class Engine:
+    """Joins its parts. `on_kv_events` is called after each step that changed what is cached."""
+
+    def __init__(self, config: EngineConfig, parts: EngineParts) -> None:
         self.config = config
-        self.pool = pool
-        self.scheduler = scheduler
-        self.executor = executor
-        self.tokenizer = tokenizer
-        self.grammars = grammars
-        self._outputs = OutputProcessor(tokenizer)
+        self.pool = parts.pool
+        self.kv_events = parts.kv_events
+        self.on_kv_events: Callable[[EventBatch], None] = lambda batch: None
+        self.scheduler = parts.scheduler
+        self.executor = parts.executor
+        self.tokenizer = parts.tokenizer
+        self.grammars = parts.grammars
+        self._outputs = OutputProcessor(parts.tokenizer)
         self._answers: dict[str, _Open] = {}  # by request id
         self._device = _DeviceThread() if config.async_scheduling else _Inline()
         self._in_flight: deque[tuple[Batch, Future[StepOutput]]] = deque()
         self._depth = 2 if config.async_scheduling else 1
         self._next_seq_id = 0
         self._clock = StepClock()
-        self.adapters = Adapters(config, executor.runner, self.call_on_device)
+        self.adapters = Adapters(config, parts.executor.runner, self.call_on_device)
 
     @property
     def has_work(self) -> bool:
@@ -115,7 +123,10 @@ class Engine:
                 "engine", repr(error), "the step failed: restart the engine"
             ) from error
         self._clock.record(batch.num_tokens, output.seconds)
-        return self._settle(batch, output)
+        deltas = self._settle(batch, output)
+        if events := self.kv_events.flush():
+            self.on_kv_events(events)
+        return deltas
 
     def logits(self, token_ids: list[int]) -> torch.Tensor:
         """Return the logits after every token, float32 [tokens, vocab]. For checks."""

@@ -7,6 +7,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from stafette.platform.flags import add_flags, given
 from stafette.workers import LLM, EngineConfig, SamplingParams, StructuredOutput
 from stafette.workers.errors import RequestError
@@ -37,14 +39,13 @@ def _add_sampling(group: argparse._ArgumentGroup) -> None:
 def run(arguments: argparse.Namespace) -> int:
     params = _sampling(arguments)
     text = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
-    started = time.monotonic()
     flags = given(arguments, EngineConfig)
     if arguments.lora:
         flags["enable_lora"] = True
     with LLM(**flags) as llm:
         if arguments.lora:
             llm.load_lora(arguments.lora, arguments.lora)
-        tally = _Tally(started)
+        tally = _Tally()
         for delta in llm.stream(_prompt(llm, text, arguments), params, lora=arguments.lora):
             print(delta.text, end="", flush=True)
             tally.count(len(delta.token_ids))
@@ -90,22 +91,21 @@ def _structured(arguments: argparse.Namespace) -> StructuredOutput | None:
 
 
 class _Tally:
-    """Counts tokens, and knows how long the first one took."""
+    """Counts tokens, and knows how long the first one took, from the process's own start."""
 
-    def __init__(self, started: float) -> None:
-        self._started = started
+    def __init__(self) -> None:
         self._first: float | None = None
         self._tokens = 0
 
     def count(self, tokens: int) -> None:
         if tokens and self._first is None:
-            self._first = time.monotonic()
+            self._first = time.time()
         self._tokens += tokens
 
     def summary(self) -> str:
         if self._first is None:
             return "[no token]"
-        decode = time.monotonic() - self._first
+        decode = time.time() - self._first
         rate = (self._tokens - 1) / decode if decode > 0 and self._tokens > 1 else 0.0
-        first = self._first - self._started
-        return f"[{self._tokens} tokens, {rate:.0f} tok/s; first token {first:.2f} s after start]"
+        start = self._first - psutil.Process().create_time()
+        return f"[{self._tokens} tokens, {rate:.0f} tok/s; first token {start:.1f} s after start]"

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from stafette.kvtransfer.event_log import CachedBlocks
 from stafette.workers import LLM, SamplingParams, StructuredOutput
 from stafette.workers.errors import ConfigError, RequestError
 
@@ -254,3 +255,18 @@ def test_a_flag_that_cannot_work_is_named_at_the_start(flags, field):
         LLM(**flags)
 
     assert caught.value.field == field
+
+
+def test_kv_events_tell_exactly_what_is_cached():
+    seen = []
+    with LLM(max_num_seqs=4, max_model_len=256, num_kv_blocks=24) as llm:
+        llm.engine.on_kv_events = seen.append
+
+        llm.generate([f"{i} " * 60 for i in range(6)], GREEDY, use_tqdm=False)
+
+        cached = CachedBlocks()
+        for batch in seen:
+            for event in batch.events:
+                cached.apply(event)
+        assert [batch.seq for batch in seen] == list(range(1, len(seen) + 1))
+        assert cached.on("device") == set(llm.engine.pool.cached_hashes())
