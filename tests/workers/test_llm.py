@@ -269,4 +269,4 @@ def test_kv_events_tell_exactly_what_is_cached():
             for event in batch.events:
                 cached.apply(event)
         assert [batch.seq for batch in seen] == list(range(1, len(seen) + 1))
-        assert cached.on("device") == set(llm.engine.pool.cached_hashes())
+        assert cached.on("device") == set(llm.engine.pool.cached_hashes)
