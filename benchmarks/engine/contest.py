@@ -71,7 +71,7 @@ class Contest:
                 continue
             self._close(name)
             self._launch(entry)
-        for name in self.running:
+        for name in [name for name in self.running if self.entries[name].holds_model]:
             self._ask(name, WARM_UP, "warming up")
 
     def play(self, cases: Mapping[str, Case], rounds: int) -> None:
