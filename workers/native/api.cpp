@@ -38,6 +38,7 @@ struct Engine {
   explicit Engine(int threads, const Kernels& table) : pool(threads), kernels(table) {}
   ThreadPool pool;
   const Kernels& kernels;
+  Arena weights;
 };
 
 constexpr int kMaxThreads = 256;
@@ -120,7 +121,8 @@ STAFETTE_EXPORT int stafette_matrix_new(void* engine, int kind, int rows, int co
         return fail(kBadArgument, "only 4-bit parts make a 4-bit matrix");
     }
     const std::vector<PartDesc> all(parts, parts + num_parts);
-    *out = new PackedMatrix(static_cast<Engine*>(engine)->pool, static_cast<Kind>(kind), rows, columns, all);
+    auto& owner = *static_cast<Engine*>(engine);
+    *out = new PackedMatrix(owner.pool, owner.weights, static_cast<Kind>(kind), rows, columns, all);
     return kOk;
   });
 }

@@ -8,6 +8,7 @@
 struct FloatMath {
   static constexpr int kPerWord = 1;
   static Vec madd(Vec acc, Vec column, Vec row) { return fused(column, row, acc); }
+  static Vec decode(const std::uint32_t* from, int at) { return load_words(from + at); }
   static void encode(const float* from, int n, std::uint32_t* to) {
     for (int i = 0; i < n; i += kLanes) store(reinterpret_cast<float*>(to) + i, load(from + i));
   }
@@ -16,6 +17,9 @@ struct FloatMath {
 struct PairMath {
   static constexpr int kPerWord = 2;
   static Vec madd(Vec acc, Vec column, Vec row) { return dot_pairs(acc, column, row); }
+  static Vec decode(const std::uint32_t* from, int at) {
+    return load_bf16(reinterpret_cast<const std::uint16_t*>(from) + at);
+  }
   static void encode(const float* from, int n, std::uint32_t* to) {
     for (int i = 0; i < n; i += kLanes) store_bf16(reinterpret_cast<std::uint16_t*>(to) + i, load(from + i));
   }
@@ -232,13 +236,13 @@ bool soften(const AttendTask& task, float* scores, int low, int high, std::uint3
   Vec most = splat(-INFINITY);
   for (int t = 0; t < width; t += kLanes) most = larger(most, load(scores + t));
   const float peak = largest(most) * factor;
-  Vec sum = splat(0);
   for (int t = 0; t < width; t += kLanes) {
-    const Vec weight = exp2(fused(load(scores + t), splat(factor), splat(-peak)));
-    sum = sum + weight;
-    store(scores + t, weight);
+    store(scores + t, exp2(fused(load(scores + t), splat(factor), splat(-peak))));
   }
   Math::encode(scores, width, weights);
+  // The sum is of the weights as they were rounded, so that they add up to one.
+  Vec sum = splat(0);
+  for (int t = 0; t < width; t += kLanes) sum = sum + Math::decode(weights, t);
   std::memset(weights + width / Math::kPerWord, 0, sizeof(std::uint32_t) * (kSplit - width) / Math::kPerWord);
   head[0] = peak;
   head[1] = total(sum);

@@ -4,8 +4,10 @@
 #include <sys/mman.h>
 
 #include <cstddef>
+#include <cstdint>
 #include <new>
 #include <utility>
+#include <vector>
 
 namespace stafette {
 
@@ -55,6 +57,29 @@ class Buffer {
 
   void* data_ = nullptr;
   std::size_t bytes_ = 0;
+};
+
+// Hands out parts of large buffers, and frees them all at once. Matrices of a model are of a
+// megabyte or less each: side by side they fill huge pages.
+class Arena {
+ public:
+  std::uint8_t* take(std::size_t bytes) {
+    bytes = (bytes + kAlignment - 1) / kAlignment * kAlignment;
+    if (used_ + bytes > (chunks_.empty() ? 0 : chunks_.back().size())) {
+      chunks_.emplace_back(bytes > kChunk ? bytes : kChunk);
+      used_ = 0;
+    }
+    std::uint8_t* const taken = chunks_.back().as<std::uint8_t>() + used_;
+    used_ += bytes;
+    return taken;
+  }
+
+ private:
+  static constexpr std::size_t kAlignment = 64;
+  static constexpr std::size_t kChunk = std::size_t{32} << 20;
+
+  std::vector<Buffer> chunks_;
+  std::size_t used_ = 0;  // of the last chunk
 };
 
 }  // namespace stafette

@@ -19,13 +19,17 @@ bool has_avx512() { return false; }
 bool has_avx512_bf16() { return false; }
 #endif
 
+bool always() { return true; }
+
 struct Choice {
   const Kernels* (*table)();
   bool (*runs_here)();
 };
 
 constexpr Choice kBestFirst[] = {{avx512_bf16_kernels, has_avx512_bf16},
-                                 {avx512_kernels, has_avx512}};
+                                 {avx512_kernels, has_avx512},
+                                 {avx2_kernels, has_avx2},
+                                 {scalar_kernels, always}};
 
 }  // namespace
 

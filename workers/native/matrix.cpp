@@ -179,7 +179,7 @@ bool has_offsets(Kind kind, const std::vector<PartDesc>& parts) {
 
 }  // namespace
 
-PackedMatrix::PackedMatrix(ThreadPool& pool, Kind kind, int rows, int columns,
+PackedMatrix::PackedMatrix(ThreadPool& pool, Arena& arena, Kind kind, int rows, int columns,
                            const std::vector<PartDesc>& parts) {
   view_.kind = kind;
   view_.rows = rows;
@@ -187,23 +187,22 @@ PackedMatrix::PackedMatrix(ThreadPool& pool, Kind kind, int rows, int columns,
   view_.groups = (columns + kGroup - 1) / kGroup;
   view_.offsets = kind != Kind::Bf16 && has_offsets(kind, parts);
   view_.unit = kind == Kind::Bf16 ? 1 : unit_of(parts, columns);
-  lay_out();
+  lay_out(arena);
   pool.run(view_.tiles(), [&](int tile, int) { pack_tile(tile, parts); });
 }
 
-void PackedMatrix::lay_out() {
+void PackedMatrix::lay_out(Arena& arena) {
   const std::size_t code_bytes[kNumKinds] = {256, 512, 1024};  // of a group of a tile
   const std::size_t groups = view_.groups;
   view_.scales_at = groups * code_bytes[static_cast<int>(view_.kind)];
   const std::size_t halves = view_.kind == Kind::Bf16 ? 0 : kTileRows * (view_.offsets ? 2 : 1);
   view_.tile_bytes = (view_.scales_at + groups * halves * 2 + 63) / 64 * 64;
-  data_ = Buffer(view_.tile_bytes * view_.tiles());
-  view_.data = data_.as<std::uint8_t>();
+  view_.data = data_ = arena.take(view_.tile_bytes * view_.tiles());
 }
 
 void PackedMatrix::pack_tile(int tile, const std::vector<PartDesc>& parts) {
   Row row(view_.groups);
-  std::uint8_t* const out = data_.as<std::uint8_t>() + tile * view_.tile_bytes;
+  std::uint8_t* const out = data_ + tile * view_.tile_bytes;
   for (int lane = 0; lane < kTileRows; ++lane) {
     read_row(parts, std::int64_t{tile} * kTileRows + lane, view_, row);
     if (view_.kind == Kind::Bf16) {

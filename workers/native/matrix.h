@@ -14,7 +14,8 @@ class PackedMatrix {
  public:
   // Quantized parts that stay in their own width keep their codes; 4-bit codes widen to 8 bits
   // without loss; dense parts asked for as Int8 are rounded, per row and group.
-  PackedMatrix(ThreadPool& pool, Kind kind, int rows, int columns, const std::vector<PartDesc>& parts);
+  // The weights live in the arena.
+  PackedMatrix(ThreadPool& pool, Arena& arena, Kind kind, int rows, int columns, const std::vector<PartDesc>& parts);
 
   const Matrix& view() const { return view_; }
 
@@ -22,11 +23,11 @@ class PackedMatrix {
   void row(int index, float* out) const;
 
  private:
-  void lay_out();
+  void lay_out(Arena& arena);
   void pack_tile(int tile, const std::vector<PartDesc>& parts);
 
   Matrix view_{};
-  Buffer data_;
+  std::uint8_t* data_ = nullptr;
 };
 
 }  // namespace stafette

@@ -23,8 +23,11 @@ inline Vec rounded(Vec a) { return {_mm512_roundscale_ps(a.v, 0)}; }
 inline float total(Vec a) { return _mm512_reduce_add_ps(a.v); }
 inline float largest(Vec a) { return _mm512_reduce_max_ps(a.v); }
 
-// value * 2^power for whole, clamped powers
-inline Vec scaled(Vec value, Vec power) { return {_mm512_scalef_ps(value.v, power.v)}; }
+// value * 2^power for whole powers in -127..127; -127 gives zero
+inline Vec scaled(Vec value, Vec power) {
+  const __mmask16 normal = _mm512_cmp_ps_mask(power.v, _mm512_set1_ps(-127), _CMP_GT_OQ);
+  return {_mm512_maskz_scalef_ps(normal, value.v, power.v)};
+}
 
 inline void store_int8(std::int8_t* p, Vec whole) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(whole.v)));
