@@ -8,7 +8,6 @@ With TRITON_INTERPRET=1 in the environment the kernels run on a CPU, slowly and 
 """
 
 import math
-import os
 from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
@@ -17,6 +16,7 @@ from typing import Any
 import torch
 
 from stafette.workers.attention.backend import AttentionBackend, AttentionMetadata, AttentionShape
+from stafette.workers.gpu.launching import early, interpreting, options, power_of_2
 
 _LOG2_E = math.log2(math.e)
 _MIN_SPLIT = 256  # tokens: below it, starting a program costs more than reading
@@ -81,6 +81,7 @@ class TritonAttention(AttentionBackend):
             PAGE=shape.block_size,
             FP8=layer_kv.dtype == torch.float8_e4m3fn,
             **self._dims(),
+            **early(k.device),
             **options(4, 1),
         )
 
@@ -121,6 +122,7 @@ class TritonAttention(AttentionBackend):
             CHUNK=16,
             **self._splitting(q.dtype),
             **self._dims(),
+            **early(q.device),
             **options(4, 1),
         )
 
@@ -145,10 +147,11 @@ class TritonAttention(AttentionBackend):
             shape.scale * _LOG2_E,
             *_strides(q, layer_kv, meta),
             out.stride(0),
-            ROWS=max(tiles.rows, power_of_2(self._group)),
+            ROWS=max(tiles.rows, _padded(self._group)),
             WHOLE=lse is None,
             **self._splitting(q.dtype),
             **self._reading(q.dtype),
+            **early(q.device),
             **options(tiles.num_warps, tiles.num_stages),
         )
 
@@ -157,7 +160,7 @@ class TritonAttention(AttentionBackend):
     ) -> None:
         shape, seqs = self.shape, len(meta.context_lens)
         tiles = prefill_tiles(shape.head_dim, q.dtype)
-        rows = max(tiles.rows, power_of_2(self._group))
+        rows = max(tiles.rows, _padded(self._group))
         blocks = len(q) // (rows // self._group) + seqs
         self._kernels.prefill[(blocks, shape.num_kv_heads)](
             *_inputs(q, layer_kv, meta),
@@ -193,17 +196,12 @@ class TritonAttention(AttentionBackend):
         return {
             "GROUP": self._group,
             "PAGE": self.shape.block_size,
-            "COMPUTE": self._kernels.DTYPES[product],
+            "COMPUTE": _dtypes()[product],
             **self._dims(),
         }
 
     def _dims(self) -> dict[str, Any]:
-        return {"DIM": self.shape.head_dim, "DIM_PADDED": power_of_2(self.shape.head_dim)}
-
-
-def interpreting() -> bool:
-    """Whether Triton was told to run kernels on the CPU. It reads the variable when imported."""
-    return os.environ.get("TRITON_INTERPRET") == "1"
+        return {"DIM": self.shape.head_dim, "DIM_PADDED": _padded(self.shape.head_dim)}
 
 
 def load_kernels() -> ModuleType:
@@ -213,14 +211,9 @@ def load_kernels() -> ModuleType:
     return triton_kernels
 
 
-def options(num_warps: int, num_stages: int) -> dict[str, Any]:
-    """Return what the compiler is told; the interpreter ignores it."""
-    return {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": True}
-
-
-def power_of_2(size: int) -> int:
-    """Return the least power of two that holds `size`, at least 16 (see tl.dot)."""
-    return max(_LEAST_ROWS, 1 << (size - 1).bit_length())
+def _padded(size: int) -> int:
+    """Return the power of two that holds `size`, and that tl.dot takes."""
+    return max(_LEAST_ROWS, power_of_2(size))
 
 
 def decode_tiles(head_dim: int, dtype: torch.dtype) -> Tiles:
@@ -245,6 +238,12 @@ def prefill_tiles(head_dim: int, dtype: torch.dtype) -> Tiles:
 def _plain(dtype: torch.dtype) -> bool:
     """Whether products are float32. The interpreter takes the tiles of the others, to test them."""
     return dtype == torch.float32 and not interpreting()
+
+
+def _dtypes() -> dict[torch.dtype, Any]:
+    from stafette.workers.gpu.shared_kernels import DTYPES
+
+    return DTYPES
 
 
 @cache

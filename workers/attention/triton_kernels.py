@@ -8,19 +8,14 @@ Kernels take many arguments because Triton knows no records.
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
 
-import torch
 import triton
 import triton.language as tl
+
+from stafette.workers.gpu.shared_kernels import wait
 
 # Far below any score, yet finite: a row that sees nothing of a tile stays free of inf - inf.
 _HIDDEN = tl.constexpr(-1.0e30)
 _FP8_MAX = tl.constexpr(448.0)
-
-DTYPES = {
-    torch.float32: tl.float32,
-    torch.bfloat16: tl.bfloat16,
-    torch.float16: tl.float16,
-}
 
 
 @triton.jit
@@ -42,8 +37,10 @@ def store_kv(
     DIM_PADDED: tl.constexpr,
     PAGE: tl.constexpr,
     FP8: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """Write one token's K and V, all heads, to its slot; a slot below 0 is skipped."""
+    wait(EARLY)
     token = tl.program_id(0).to(tl.int64)
     slot = tl.load(slots + token)
     if slot >= 0:
@@ -146,12 +143,14 @@ def decode(
     WINDOW: tl.constexpr,
     WHOLE: tl.constexpr,
     COMPUTE: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """Attend for sequences of one query: splits program_id(2), + programs, … of one KV head.
 
     WHOLE: there is one split, whose result is the answer, written to out[token, head]. Otherwise
     out is float32 [sequences, HEADS, num_splits, DIM] and lse its weights, for `merge_splits`.
     """
+    wait(EARLY)
     seq = tl.program_id(0)
     head = tl.program_id(1)
     token = tl.load(starts + seq)
@@ -216,8 +215,10 @@ def merge_splits(
     MAX_SPLITS: tl.constexpr,
     WINDOW: tl.constexpr,
     CHUNK: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """Weigh a head's splits into its answer, always in the same order."""
+    wait(EARLY)
     seq = tl.program_id(0)
     head = tl.program_id(1)
     token = tl.load(starts + seq)

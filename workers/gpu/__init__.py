@@ -1,0 +1,1 @@
+"""What all Triton kernels here share: how they are launched, and how they wait for one another."""
