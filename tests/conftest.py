@@ -9,6 +9,7 @@ import transformers
 from stafette.workers.errors import CheckpointError
 from stafette.workers.models.spec import ModelSpec, MoeSpec, RopeSpec
 from stafette.workers.weights.checkpoint import Checkpoint, Weight
+from stafette.workers.weights.embedded import embedded_model
 
 SIZES = dict(
     vocab_size=97,
@@ -72,6 +73,15 @@ class Toys:
 @pytest.fixture(scope="session")
 def toys() -> Toys:
     return Toys()
+
+
+@pytest.fixture(scope="session")
+def hf_smollm2() -> transformers.PreTrainedModel:
+    """The embedded model as Hugging Face reads it, in float32; nobody may change it."""
+    path = embedded_model()
+    return transformers.AutoModelForCausalLM.from_pretrained(
+        path.parent, gguf_file=path.name, dtype=torch.float32
+    ).eval()
 
 
 def _unstacked(tensors: dict[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:

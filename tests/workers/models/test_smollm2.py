@@ -3,12 +3,10 @@
 import numpy as np
 import pytest
 import torch
-import transformers
 
 from stafette.workers.config import EngineConfig
 from stafette.workers.runner.runner import StepInputs
 from stafette.workers.runner.torch_runner import TorchRunner
-from stafette.workers.weights.embedded import embedded_model
 from stafette.workers.weights.opening import open_checkpoint, open_tokenizer
 
 NUM_TOKENS = 64
@@ -86,15 +84,10 @@ def decode(tokens, places):
     )
 
 
-def test_greedy_text_is_that_of_hugging_face(prompts, answers):
+def test_greedy_text_is_that_of_hugging_face(hf_smollm2, prompts, answers):
     """Every token must be the one that Hugging Face finds most likely after those before it."""
-    path = embedded_model()
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        path.parent, gguf_file=path.name, dtype=torch.float32
-    ).eval()
-
     for prompt, answer in zip(prompts, answers, strict=True):
         tokens = torch.tensor([[*prompt, *answer[:-1]]])
         with torch.no_grad():
-            logits = model(tokens, logits_to_keep=NUM_TOKENS).logits[0]
+            logits = hf_smollm2(tokens, logits_to_keep=NUM_TOKENS).logits[0]
         assert logits.argmax(-1).tolist() == answer.tolist()

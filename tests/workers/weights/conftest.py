@@ -1,6 +1,5 @@
 """Writes tiny GGUF files, field by field, so that tests can also write wrong ones."""
 
-import os
 import struct
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,8 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-
-os.environ["HF_HUB_OFFLINE"] = "1"
 
 STRING, ARRAY = 8, 9
 KINDS = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q5_0": 6, "Q5_1": 7, "Q8_0": 8, "Q6_K": 14}

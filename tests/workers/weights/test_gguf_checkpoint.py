@@ -1,7 +1,6 @@
 """A GGUF file is the same model as the Hugging Face one that it was converted from."""
 
 import math
-import os
 from dataclasses import replace
 
 import gguf
@@ -178,20 +177,15 @@ def test_other_divisors_than_llama_3s_are_refused(tiny_draft, tmp_path):
         GgufCheckpoint(tiny_draft.write(tmp_path / "model.gguf"))
 
 
-def test_embedded_model_is_bit_for_bit_the_one_that_transformers_reads():
-    path = embedded_model()
-    folder, file = os.path.split(path)
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, gguf_file=file, dtype=torch.float32
-    )
+def test_embedded_model_is_bit_for_bit_the_one_that_transformers_reads(hf_smollm2):
+    expected = hf_smollm2.state_dict()
 
-    checkpoint = GgufCheckpoint(path)
+    checkpoint = GgufCheckpoint(embedded_model())
 
-    expected = model.state_dict()
     assert set(checkpoint.names()) == set(expected) - {"lm_head.weight"}
     for name in checkpoint.names():
         assert torch.equal(checkpoint.load_dense(name, torch.float32), expected[name]), name
-    assert checkpoint.spec.rope.theta == model.config.rope_parameters["rope_theta"]
+    assert checkpoint.spec.rope.theta == hf_smollm2.config.rope_parameters["rope_theta"]
     assert checkpoint.spec.tie_word_embeddings
 
 
