@@ -8,7 +8,6 @@ import torch
 
 from stafette.workers.attention.backend import AttentionMetadata, AttentionShape
 from stafette.workers.attention.paged_pool import block_ids, token_ids
-from stafette.workers.attention.reference import visible
 
 MANY_QUERIES = 32  # from here flash attention is faster than two products and a softmax
 
@@ -79,10 +78,10 @@ def _causal(shape: AttentionShape, query_len: int, lengths: torch.Tensor) -> boo
 
 
 def _seen(shape: AttentionShape, lengths: torch.Tensor, query_len: int, width: int) -> torch.Tensor:
-    context = width * shape.block_size
-    masks = torch.zeros(
-        len(lengths), 1, query_len, context, dtype=torch.bool, device=lengths.device
-    )
-    for row, length in enumerate(lengths.tolist()):
-        masks[row, 0, :, :length] = visible(query_len, length, shape.sliding_window, lengths.device)
-    return masks
+    """Return [sequences, 1, query_len, width * block_size]."""
+    keys = torch.arange(width * shape.block_size, device=lengths.device)
+    newest = torch.arange(query_len, device=lengths.device) - query_len
+    queries = (lengths[:, None] + newest)[:, None, :, None]
+    seen = keys <= queries
+    window = shape.sliding_window
+    return seen if window is None else seen & (keys > queries - window)
