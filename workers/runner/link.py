@@ -16,15 +16,18 @@ _ARRAYS = ("token_ids", "positions", "query_starts", "context_lens", "logit_rows
 
 
 class Link:
-    """EOFError when the other side is gone, TimeoutError when it is too slow."""
+    """EOFError when the other side is gone or takes nothing, TimeoutError when it is too slow.
+
+    A deadline is the socket's: only without one may two threads send and receive at once.
+    """
 
     def __init__(self, end: socket.socket) -> None:
         self._socket = end
 
-    def send(self, message: dict[str, Any]) -> None:
+    def send(self, message: dict[str, Any], timeout_s: float | None = None) -> None:
         body = msgpack.packb(message)
         try:
-            self._socket.settimeout(None)
+            self._socket.settimeout(timeout_s)
             self._socket.sendall(_LENGTH.pack(len(body)) + body)
         except OSError as error:
             raise EOFError(str(error)) from error

@@ -12,6 +12,7 @@ from stafette.workers.errors import EngineDead
 from stafette.workers.runner.link import Link
 
 _STDERR = 2
+_SEND_S = 30.0  # a rank reads at once, even in a step; one that does not is stuck
 _GRACE_S = 1.0  # from the end of a rank's socket to the end of its process
 
 
@@ -36,7 +37,7 @@ class RankProcess:
 
     def send(self, message: dict[str, Any]) -> None:
         try:
-            self._link.send(message)
+            self._link.send(message, _SEND_S)
         except EOFError as error:
             raise self.death("its socket is closed") from error
 
@@ -69,7 +70,7 @@ class RankProcess:
     def stop(self) -> None:
         """End the process: ask, then insist. Safe to call twice."""
         with contextlib.suppress(EOFError):
-            self._link.send({"op": "close"})
+            self._link.send({"op": "close"}, _GRACE_S)
         self._link.close()
         if not self.has_ended(_GRACE_S):
             self._process.kill()
