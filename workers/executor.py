@@ -71,8 +71,8 @@ class Executor:
         tokens: list[int] = []
         for seq in seqs:
             tokens += seq.tokens
-            if seq.from_last:
-                tokens.append(self._last_token[seq.seq_id])
+            if seq.from_last:  # 0 when there is none: its sampling failed, and this step is dropped
+                tokens.append(self._last_token.get(seq.seq_id, 0))
         lengths = [seq.num_tokens for seq in seqs]
         starts = np.fromiter((seq.start for seq in seqs), np.int32, len(seqs))
         query_starts = np.fromiter(accumulate(lengths, initial=0), np.int32, len(seqs) + 1)

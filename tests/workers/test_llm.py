@@ -1,6 +1,7 @@
 """The engine as scripts see it: the embedded model, whole, through `LLM`."""
 
 import json
+from itertools import count
 
 import pytest
 import torch
@@ -255,6 +256,34 @@ def test_a_flag_that_cannot_work_is_named_at_the_start(flags, field):
         LLM(**flags)
 
     assert caught.value.field == field
+
+
+@pytest.mark.parametrize("broken_step", [0, 1, 5])
+@pytest.mark.parametrize("async_scheduling", [True, False])
+def test_logits_that_are_no_numbers_end_their_own_sequence_only(llm, broken_step, async_scheduling):
+    flags = {"max_num_seqs": 4, "max_model_len": 256, "num_kv_blocks": 64}
+    with LLM(**flags, async_scheduling=async_scheduling) as other:
+        forward, steps = other.engine.executor.runner.forward, count()
+
+        def poisoned(inputs):
+            tensors = forward(inputs)
+            if next(steps) == broken_step:
+                tensors.logits[1] = float("nan")
+            return tensors
+
+        other.engine.executor.runner.forward = poisoned
+        outputs = other.generate(PROMPTS, GREEDY, use_tqdm=False)
+
+        assert [output.outputs[0].finish_reason for output in outputs] == [
+            "length",
+            "error",
+            "length",
+        ]
+        assert "nan" in outputs[1].outputs[0].error.lower()
+        assert len(tokens(outputs)[1]) == broken_step
+        assert used_blocks(other) == 0
+    whole = tokens(llm.generate(PROMPTS, GREEDY, use_tqdm=False))
+    assert tokens(outputs)[::2] == whole[::2]
 
 
 def test_kv_events_tell_exactly_what_is_cached():
