@@ -28,14 +28,12 @@ constexpr uint8_t kSigma[10][16] = {
     {10, 2, 8, 4, 7, 6, 1, 5, 15, 11, 9, 14, 3, 12, 13, 0},
 };
 
-uint64_t load(const uint8_t* bytes) {
-  uint64_t word = 0;
-  for (int i = 0; i < 8; ++i) word |= uint64_t(bytes[i]) << (8 * i);  // one load where it can be
-  return word;
-}
+static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "words are read and written as they lie");
 
-void store(uint8_t* bytes, uint64_t word) {
-  for (int i = 0; i < 8; ++i) bytes[i] = uint8_t(word >> (8 * i));
+uint64_t load(const uint8_t* bytes) {
+  uint64_t word;
+  memcpy(&word, bytes, sizeof word);
+  return word;
 }
 
 inline uint64_t rotate(uint64_t x, int bits) { return (x >> bits) | (x << (64 - bits)); }
@@ -130,9 +128,8 @@ __attribute__((visibility("default"))) void stafette_hash_chain(
     for (size_t i = 0; i + 1 < chunks; ++i)
       compress(h, message + i * kChunk, state->taken + (i + 1) * kChunk, false);
     compress(h, message + (chunks - 1) * kChunk, state->taken + length, true);
-    store(message, h[0]);
-    store(message + 8, h[1]);
-    memcpy(out + block * kHash, message, kHash);
+    memcpy(out + block * kHash, h, kHash);
+    memcpy(message, h, kHash);
   }
 }
 

@@ -5,8 +5,11 @@ from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
+import numpy as np
+
 _NAME = "_hashing"
 _HASH_BYTES = 16
+_HASH = np.dtype(f"V{_HASH_BYTES}")
 _CHUNK_BYTES = 128
 _PERSON_BYTES = 16
 
@@ -52,8 +55,8 @@ class NativeChain:
         out = ctypes.create_string_buffer(num_blocks * _HASH_BYTES)
         state = ctypes.byref(self._state)
         self._run(state, words, num_blocks, block_bytes, parent, extras, message, out)
-        raw = out.raw
-        return [raw[i : i + _HASH_BYTES] for i in range(0, len(raw), _HASH_BYTES)]
+        hashes: list[bytes] = np.frombuffer(out, _HASH).tolist()
+        return hashes
 
 
 def prepare(key: bytes, domain: bytes) -> NativeChain | None:

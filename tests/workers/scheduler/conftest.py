@@ -35,28 +35,31 @@ class FakeDevice:
         self.block_size = block_size
         self.kv: dict[tuple[int, int], int] = {}
         self.roots: dict[int, int] = {}  # what a sequence's KV depends on beside its tokens
-        self.to_fail: set[int] = set()
-        self._contexts: dict[int, tuple[list[int], list[int]]] = {}  # tokens, digests
+        self.to_fail: set[int] = set()  # places in the next batch
+        self.failed: set[int] = set()
+        self._broken: set[int] = set()
+        self.contexts: dict[int, tuple[list[int], list[int]]] = {}  # tokens, digests
 
     def execute(self, batch: Batch) -> StepOutput:
         for seq_id in batch.removed:
-            del self._contexts[seq_id]
+            del self.contexts[seq_id]
         for new in batch.added:
-            assert new.seq_id not in self._contexts, "forgotten before it is introduced again"
-            self._contexts[new.seq_id] = ([], [])
+            assert new.seq_id not in self.contexts, "forgotten before it is introduced again"
+            self.contexts[new.seq_id] = ([], [])
             self._extend(new.seq_id, new.prompt_token_ids + new.output_token_ids)
         output = StepOutput(batch.step, {})
         assert len({step.seq_id for step in batch.seqs}) == len(batch.seqs)
-        for step in batch.seqs:
-            if step.seq_id in self.to_fail:
+        for place, step in enumerate(batch.seqs):
+            if place in self.to_fail or step.seq_id in self._broken:
+                self._broken.add(step.seq_id)  # as is the one that is on its way behind it
                 output.failed[step.seq_id] = "made to fail"
-                continue
-            self._run(step, output)
+            else:
+                self._run(step, output)
         self.to_fail.clear()
         return output
 
     def _run(self, step: SeqStep, output: StepOutput) -> None:
-        tokens, digests = self._contexts[step.seq_id]
+        tokens, digests = self.contexts[step.seq_id]
         known = step.tokens[: len(step.tokens) - step.num_drafts]
         if step.from_last:
             assert not step.tokens
@@ -78,7 +81,7 @@ class FakeDevice:
             output.sampled[step.seq_id] = Sampled(sampled, scores)
 
     def _sample(self, step: SeqStep, end: int) -> list[int]:
-        digest = self._contexts[step.seq_id][1][-1]
+        digest = self.contexts[step.seq_id][1][-1]
         sampled = [next_token(digest)]
         right = True
         for i, draft in enumerate(step.tokens[len(step.tokens) - step.num_drafts :]):
@@ -90,7 +93,7 @@ class FakeDevice:
         return sampled
 
     def _extend(self, seq_id: int, more: list[int]) -> None:
-        tokens, digests = self._contexts[seq_id]
+        tokens, digests = self.contexts[seq_id]
         for token in more:
             digests.append(mix(digests[-1] if digests else self.roots[seq_id], token))
             tokens.append(token)
@@ -159,7 +162,7 @@ class Harness:
             priority=priority,
             extras=Extras(salt=salt),
         )
-        self.device.roots[seq_id] = hash_text(salt)
+        self.device.roots[seq_id] = root_of(salt)
         self.scheduler.add(seq)
         self.seqs[seq_id] = seq
         self.streams[seq_id] = []
@@ -191,6 +194,8 @@ class Harness:
         done = self.scheduler.settle(batch, self.device.execute(batch))
         for progress in done:
             self.streams[progress.seq_id] += progress.token_ids
+            if progress.error is not None:
+                self.device.failed.add(progress.seq_id)
             if progress.finish_reason is not None:
                 assert progress.seq_id not in self.ends, "a sequence ends once"
                 self.ends[progress.seq_id] = progress
@@ -228,23 +233,14 @@ class Harness:
         assert self.scheduler.stats().num_running == self.scheduler.stats().num_waiting == 0
         assert self.pool.num_held == len(set(self.pinned))
         assert not self.scheduler._tables._coming
+        assert set(self.device.contexts) <= set(self.scheduler._removed), "never forgotten"
         assert self.proposer is None or not self.proposer.known
 
     def expected(self, seq: Sequence) -> tuple[list[int], str]:
         """Return what a naive generator, one sequence at a time, gives: tokens and reason."""
-        params, tokens, digest = seq.params, seq.prompt_token_ids, self.device.roots[seq.seq_id]
-        for token in tokens:
-            digest = mix(digest, token)
-        output: list[int] = []
-        while True:
-            token = next_token(digest)
-            output.append(token)
-            digest = mix(digest, token)
-            ends = {*params.stop_token_ids, *(() if params.ignore_eos else (EOS,))}
-            if len(output) >= params.min_tokens and token in ends:
-                return output, "stop"
-            if len(tokens) + len(output) >= seq.max_length:
-                return output, "length"
+        return answer(
+            seq.prompt_token_ids, self.device.roots[seq.seq_id], seq.params, seq.max_length
+        )
 
     def _check_order(self, batch: Batch) -> None:
         waiting = [seq.order for seq in self.scheduler._waiting]
@@ -252,8 +248,31 @@ class Harness:
             assert all(self.seqs[new.seq_id].order < order for order in waiting), "overtaken"
 
 
-def hash_text(text: str) -> int:
-    return int.from_bytes(text.encode().ljust(8, b"\1")[:8], "little")
+def root_of(salt: str) -> int:
+    return sum(salt.encode())
+
+
+def answer(
+    prompt: list[int], root: int, params: SamplingParams, max_length: int
+) -> tuple[list[int], str]:
+    digest = root
+    for token in prompt:
+        digest = mix(digest, token)
+    ends = {*params.stop_token_ids, *(() if params.ignore_eos else (EOS,))}
+    output: list[int] = []
+    while True:
+        output.append(next_token(digest))
+        digest = mix(digest, output[-1])
+        if len(output) >= params.min_tokens and output[-1] in ends:
+            return output, "stop"
+        if len(prompt) + len(output) >= max_length:
+            return output, "length"
+
+
+@pytest.fixture
+def naive():
+    """The naive generator: (prompt, root, params, max_length) -> (tokens, reason)."""
+    return answer
 
 
 @pytest.fixture
