@@ -6,10 +6,12 @@
 #include <vector>
 
 #include "abi.h"
+#include "bad_step.h"
 #include "isa.h"
 #include "matrix.h"
 #include "model.h"
 #include "pool.h"
+#include "standalone.h"
 
 namespace stafette {
 namespace {
@@ -42,7 +44,6 @@ struct Engine {
 };
 
 constexpr int kMaxThreads = 256;
-constexpr int kMaxHeadDim = 512;
 
 const char* wrong_part(const PartDesc& part, int columns) {
   const bool dense = part.source >= static_cast<int>(Source::Bfloat16);
@@ -81,6 +82,15 @@ const char* wrong_layer(const ModelDesc& m, const LayerDesc& layer) {
   if (!has_shape(layer.gate_up, 2 * m.intermediate_size, m.hidden_size)) return "gate_up has the wrong shape";
   if (!has_shape(layer.down, m.hidden_size, m.intermediate_size)) return "down has the wrong shape";
   if (layer.input_norm == nullptr || layer.mlp_norm == nullptr) return "a norm is missing";
+  return nullptr;
+}
+
+const char* wrong_attention(const AttentionDesc& a) {
+  if (a.num_kv_heads < 1 || a.num_heads < 1 || a.num_heads % a.num_kv_heads != 0) return "heads unsupported";
+  if (a.head_dim < kTileRows || a.head_dim % kTileRows != 0 || a.head_dim > kMaxHeadDim) return "head_dim unsupported";
+  if (a.block_size < 1 || (a.block_size & (a.block_size - 1)) != 0) return "block_size must be a power of two";
+  const int last = static_cast<int>(Element::Float16);
+  if (a.kv_element < 0 || a.kv_element > last || a.row_element < 0 || a.row_element > last) return "element unknown";
   return nullptr;
 }
 
@@ -159,4 +169,31 @@ STAFETTE_EXPORT int stafette_model_step(void* model, const StepDesc* step) {
 
 STAFETTE_EXPORT void stafette_model_times(void* model, double* seconds) {
   static_cast<Model*>(model)->take_times(seconds);
+}
+
+STAFETTE_EXPORT int stafette_attention_new(void* engine, const AttentionDesc* desc, void** out) {
+  return guarded([&]() -> int {
+    if (const char* what = wrong_attention(*desc)) return fail(kBadArgument, what);
+    auto& owner = *static_cast<Engine*>(engine);
+    *out = new StandaloneAttention(owner.pool, owner.kernels, *desc);
+    return kOk;
+  });
+}
+
+STAFETTE_EXPORT void stafette_attention_free(void* attention) { delete static_cast<StandaloneAttention*>(attention); }
+
+STAFETTE_EXPORT int stafette_attention_write(void* attention, const AttentionDesc* desc) {
+  return guarded([&]() -> int {
+    if (const char* what = wrong_attention(*desc)) return fail(kBadArgument, what);
+    static_cast<StandaloneAttention*>(attention)->write(*desc);
+    return kOk;
+  });
+}
+
+STAFETTE_EXPORT int stafette_attention_run(void* attention, const AttentionDesc* desc) {
+  return guarded([&]() -> int {
+    if (const char* what = wrong_attention(*desc)) return fail(kBadArgument, what);
+    static_cast<StandaloneAttention*>(attention)->attend(*desc);
+    return kOk;
+  });
 }

@@ -12,6 +12,7 @@ namespace stafette {
 constexpr int kGroup = 32;      // columns that share a weight scale and an activation scale
 constexpr int kTileRows = 16;   // weight rows that are interleaved in a tile
 constexpr int kMaxTokens = 16;  // tokens that one multiplication takes
+constexpr int kMaxHeadDim = 512;
 constexpr int kSplit = 128;     // context positions that one softmax partial covers
 
 enum class Kind : std::int32_t { Int4, Int8, Bf16 };
@@ -98,12 +99,14 @@ struct Kernels {
   // The same for one group only: what a fused epilogue has at hand.
   void (*pack_group)(const float* values, int group, Kind kind, const Panel& panel, int slot);
 
-  // out = x / rms(x) * weight; arrays are padded with zeros to a multiple of kGroup.
-  void (*norm)(const float* x, const float* weight, int n, float eps, float* out);
+  // out = x / rms(x) * weight, rms over n; arrays are padded with zeros to a multiple of 16.
+  void (*norm)(const float* x, const float* weight, int n, int padded, float eps, float* out);
   void (*rope)(float* head, const float* cos, const float* sin, int head_dim);
   void (*add)(float* into, const float* from, int n);
   void (*swiglu)(const float* gate, const float* up, int n, float* out);
+  // n is a multiple of 16, as head sizes are.
   void (*store)(const float* from, int n, Element element, void* to);
+  void (*load)(const void* from, int n, Element element, float* to);
 
   void (*attend)(const AttendTask& task, void* scratch);
   void (*fold)(const AttendTask& task, int splits);

@@ -15,6 +15,7 @@ from stafette.workers.native.structs import (
     ABI_VERSION,
     PHASES,
     SIGNATURES,
+    AttentionDesc,
     Kind,
     LayerDesc,
     ModelDesc,
@@ -130,6 +131,23 @@ class Matrix(_Handle):
     @property
     def num_bytes(self) -> int:
         return int(library().stafette_matrix_bytes(self.pointer))
+
+
+class PagedAttention(_Handle):
+    """Attention over a paged pool, for a model whose other parts run elsewhere."""
+
+    _free = "stafette_attention_free"
+
+    def __init__(self, team: Team, desc: AttentionDesc) -> None:
+        super().__init__()
+        make = library().stafette_attention_new
+        check(make(team.pointer, ctypes.byref(desc), ctypes.byref(self.pointer)))
+
+    def write(self, desc: AttentionDesc) -> None:
+        check(library().stafette_attention_write(self.pointer, ctypes.byref(desc)))
+
+    def attend(self, desc: AttentionDesc) -> None:
+        check(library().stafette_attention_run(self.pointer, ctypes.byref(desc)))
 
 
 class Decoder(_Handle):

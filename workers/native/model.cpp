@@ -4,6 +4,8 @@
 #include <cmath>
 #include <cstring>
 
+#include "bad_step.h"
+
 namespace stafette {
 namespace {
 
@@ -174,7 +176,7 @@ void Model::pack_rows(const float* rows, std::int64_t stride, const float* norm,
     const float* values = rows + row * stride;
     if (norm != nullptr) {
       float* const normed = thread_floats(thread);
-      kernels_.norm(values, norm, hidden_, desc_.norm_eps, normed);
+      kernels_.norm(values, norm, hidden_, padded_, desc_.norm_eps, normed);
       values = normed;
     }
     kernels_.pack(values, reader.groups, reader.kind, to.at(row / to.width()), row % to.width());
@@ -255,7 +257,7 @@ void Model::finish_head(const Layer& layer, int head, int token, float* values) 
   if (layer.qkv_bias != nullptr) kernels_.add(values, layer.qkv_bias + head * head_dim, head_dim);
   if (head >= desc_.num_heads + desc_.num_kv_heads) return;
   const float* const norm = head < desc_.num_heads ? layer.q_norm : layer.k_norm;
-  if (norm != nullptr) kernels_.norm(values, norm, head_dim, desc_.norm_eps, values);
+  if (norm != nullptr) kernels_.norm(values, norm, head_dim, head_dim, desc_.norm_eps, values);
   const std::int64_t row = std::int64_t{step_->positions[token]} * (head_dim / 2);
   kernels_.rope(values, desc_.cos + row, desc_.sin + row, head_dim);
   if (head >= desc_.num_heads) return;
@@ -298,7 +300,7 @@ void Model::head() {
   for_rows(rows_, [&](int row, int thread) {
     float* const normed = thread_floats(thread);
     const float* const x = x_.as<float>() + std::int64_t{step_->logit_rows[row]} * padded_;
-    kernels_.norm(x, final_norm_, hidden_, desc_.norm_eps, normed);
+    kernels_.norm(x, final_norm_, hidden_, padded_, desc_.norm_eps, normed);
     kernels_.pack(normed, head_->groups, head_->kind, panels_.at(row / panels_.width()), row % panels_.width());
   });
   multiply_all(*head_, panels_, kHeadTiles, [&](int unit, int token, int tokens, float* product, int) {
@@ -316,7 +318,7 @@ void Model::hidden_rows() {
   float* const normed = thread_floats(0);
   for (int i = 0; i < step_->num_hidden; ++i) {
     const float* const x = x_.as<float>() + std::int64_t{step_->hidden_rows[i]} * padded_;
-    kernels_.norm(x, final_norm_, hidden_, desc_.norm_eps, normed);
+    kernels_.norm(x, final_norm_, hidden_, padded_, desc_.norm_eps, normed);
     std::memcpy(step_->hidden + std::int64_t{i} * hidden_, normed, hidden_ * sizeof(float));
   }
 }

@@ -75,8 +75,4 @@ class Model {
   double last_ = 0;
 };
 
-struct BadStep {
-  const char* what;
-};
-
 }  // namespace stafette

@@ -49,17 +49,18 @@ void pack(const float* values, int groups, Kind kind, const Panel& panel, int sl
   for (int g = 0; g < groups; ++g) pack_group(values + g * kGroup, g, kind, panel, slot);
 }
 
-void norm(const float* x, const float* weight, int n, float eps, float* out) {
-  const int padded = (n + kGroup - 1) / kGroup * kGroup;
-  Vec squares[2] = {splat(0), splat(0)};
-  for (int i = 0; i < padded; i += 2 * kLanes) {
+void norm(const float* x, const float* weight, int n, int padded, float eps, float* out) {
+  Vec squares[2] = {splat(0), splat(0)};  // two chains, so that one need not wait for the other
+  int i = 0;
+  for (; i + 2 * kLanes <= padded; i += 2 * kLanes) {
     const Vec a = load(x + i), b = load(x + i + kLanes);
     squares[0] = fused(a, a, squares[0]);
     squares[1] = fused(b, b, squares[1]);
   }
+  if (i < padded) squares[0] = fused(load(x + i), load(x + i), squares[0]);
   const float mean = total(squares[0] + squares[1]) / static_cast<float>(n);
   const Vec factor = splat(1 / std::sqrt(mean + eps));
-  for (int i = 0; i < padded; i += kLanes) store(out + i, load(x + i) * factor * load(weight + i));
+  for (i = 0; i < padded; i += kLanes) store(out + i, load(x + i) * factor * load(weight + i));
 }
 
 void rope(float* head, const float* cos, const float* sin, int head_dim) {
@@ -109,7 +110,6 @@ void store_as(const float* from, int n, void* to) {
   }
 }
 
-// n is a multiple of 16, as head sizes are.
 void store_row(const float* from, int n, Element element, void* to) {
   switch (element) {
     case Element::Float32: return store_as<Element::Float32>(from, n, to);
@@ -123,4 +123,8 @@ inline Vec load_as(const void* from, std::int64_t at, Element element) {
   if (element == Element::Bfloat16) return load_bf16(halves + at);
   if (element == Element::Float16) return load_half(halves + at);
   return load(static_cast<const float*>(from) + at);
+}
+
+void load_row(const void* from, int n, Element element, float* to) {
+  for (int i = 0; i < n; i += kLanes) store(to + i, load_as(from, i, element));
 }

@@ -109,5 +109,9 @@ SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
     "stafette_model_new": (c_int, [c_void_p, POINTER(ModelDesc), POINTER(LayerDesc), _Out]),
     "stafette_model_free": (None, [c_void_p]),
     "stafette_model_step": (c_int, [c_void_p, POINTER(StepDesc)]),
+    "stafette_attention_new": (c_int, [c_void_p, POINTER(AttentionDesc), _Out]),
+    "stafette_attention_free": (None, [c_void_p]),
+    "stafette_attention_write": (c_int, [c_void_p, POINTER(AttentionDesc)]),
+    "stafette_attention_run": (c_int, [c_void_p, POINTER(AttentionDesc)]),
     "stafette_model_times": (None, [c_void_p, POINTER(c_double)]),
 }
