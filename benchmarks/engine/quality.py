@@ -72,10 +72,10 @@ def _score_window(llm: LLM, tokens: list[int]) -> tuple[torch.Tensor, torch.Tens
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=TITLE)
-    parser.add_argument("--quick", action="store_true", help="the first 512 tokens only")
+    parser.add_argument("--quick", action="store_true", help="half of the text")
     parser.add_argument("--json", metavar="FILE")
     arguments = parser.parse_args()
-    quality = measure(512 if arguments.quick else None)
+    quality = measure(WINDOW if arguments.quick else None)
     report = Report(f"{TITLE} on {quality.num_tokens} tokens")
     add_to(report, quality)
     return report.finish(arguments.json)

@@ -29,7 +29,7 @@ CASES = {
     "8 long": Case(8, 2048, 64),
 }
 QUICK_CASES = ("1 sequence", "16 sequences")
-QUICK_TOKENS = 256  # of the text whose perplexity is measured
+QUICK_TOKENS = quality.WINDOW  # fewer say little of perplexity
 LONGEST = 2304  # tokens of a sequence
 OURS, FALLBACK, VLLM, LLAMA = "stafette", "stafette torch", "vllm", "llama.cpp"
 
