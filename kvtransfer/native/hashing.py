@@ -30,11 +30,11 @@ def load() -> ctypes.CDLL | None:
         library = ctypes.CDLL(str(found))
     except OSError:  # built for another machine
         return None
-    text, size = ctypes.c_char_p, ctypes.c_size_t
+    text, size, place = ctypes.c_char_p, ctypes.c_size_t, ctypes.c_void_p
     state = ctypes.POINTER(_State)
     library.stafette_hash_prepare.argtypes = [state, text, size, text]
     library.stafette_hash_prepare.restype = None
-    library.stafette_hash_chain.argtypes = [state, text, size, size, text, text, text, text]
+    library.stafette_hash_chain.argtypes = [state, text, size, size, text, text, text, place]
     library.stafette_hash_chain.restype = None
     return library
 
@@ -52,10 +52,10 @@ class NativeChain:
         """Return the hash of every block of `words`, u32 little-endian token ids."""
         num_blocks = len(words) // block_bytes
         message = ctypes.create_string_buffer(2 * _HASH_BYTES + block_bytes + _CHUNK_BYTES)
-        out = ctypes.create_string_buffer(num_blocks * _HASH_BYTES)
+        out = np.empty(num_blocks, _HASH)
         state = ctypes.byref(self._state)
-        self._run(state, words, num_blocks, block_bytes, parent, extras, message, out)
-        hashes: list[bytes] = np.frombuffer(out, _HASH).tolist()
+        self._run(state, words, num_blocks, block_bytes, parent, extras, message, out.ctypes.data)
+        hashes: list[bytes] = out.tolist()
         return hashes
 
 

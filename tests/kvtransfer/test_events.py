@@ -1,0 +1,202 @@
+"""KV events on the wire: what is written is read back, and nothing else is."""
+
+import msgpack
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stafette.kvtransfer import events, vllm_events
+from stafette.kvtransfer.errors import InvalidValue, MalformedMessage
+from stafette.kvtransfer.events import (
+    AllCleared,
+    BlockRemoved,
+    BlockStored,
+    EventBatch,
+    decode,
+    encode,
+)
+
+hashes = st.binary(min_size=1, max_size=64)
+hash_tuples = st.lists(hashes, max_size=5).map(tuple)
+tiers = st.sampled_from(["device", "host", "disk", "peer"])
+
+
+@st.composite
+def with_content(draw):
+    stored, size = draw(hash_tuples), draw(st.integers(1, 4))
+    num_tokens = len(stored) * size
+    tokens = draw(st.lists(st.integers(0, 2**32 - 1), min_size=num_tokens, max_size=num_tokens))
+    parent = draw(st.none() | hashes)
+    return BlockStored(parent, stored, draw(tiers), tuple(tokens), size, draw(st.text(max_size=9)))
+
+
+any_event = st.one_of(
+    st.builds(BlockStored, st.none() | hashes, hash_tuples, tiers),
+    with_content(),
+    st.builds(BlockRemoved, hash_tuples, st.none() | tiers),
+    st.just(AllCleared()),
+)
+batches = st.builds(
+    EventBatch,
+    worker_id=st.text(max_size=60),
+    epoch=st.integers(0, 2**64 - 1),
+    seq=st.integers(0, 2**64 - 1),
+    timestamp=st.floats(allow_nan=False, allow_infinity=False),
+    events=st.lists(any_event, max_size=4).map(tuple),
+    snapshot=st.booleans(),
+)
+GOOD = ["w", 1, 2, 3.0, False, [["stored", None, [b"h"], "device"]]]
+
+
+@given(batches)
+def test_batch_survives_the_wire(batch):
+    assert decode(encode(batch)) == batch
+
+
+@given(st.binary(max_size=80))
+def test_random_bytes_are_malformed_or_a_batch_that_reads_the_same_again(data):
+    try:
+        batch = decode(data)
+    except MalformedMessage:
+        return
+    assert decode(encode(batch)) == batch
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (0, b"w"),
+        (0, "w" * 257),
+        (1, -1),
+        (1, True),
+        (1, 1.0),
+        (2, None),
+        (2, "1"),
+        (3, None),
+        (3, float("nan")),
+        (3, True),
+        (4, 0),
+        (5, None),
+        (5, {}),
+        (5, b"cleared"),
+        (5, [[["cleared"]]]),
+    ],
+)
+def test_wrong_field_is_malformed(place, value):
+    fields = list(GOOD)
+    fields[place] = value
+
+    with pytest.raises(MalformedMessage):
+        decode(msgpack.packb(fields))
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        [],
+        ["other"],
+        ["stored", None, [b"h"]],
+        ["stored", None, [b"h"], "attic"],
+        ["stored", b"", [b"h"], "device"],
+        ["stored", None, [b"h" * 65], "device"],
+        ["stored", None, ["text"], "device"],
+        ["stored", None, [b"h"], "device", [1, 2, 3], 2, ""],
+        ["stored", None, [b"h"], "device", [-1, 2], 2, ""],
+        ["removed", [b"h"]],
+        ["removed", b"h", "device"],
+        ["cleared", 1],
+        "cleared",
+    ],
+)
+def test_wrong_event_is_malformed(event):
+    with pytest.raises(MalformedMessage):
+        decode(msgpack.packb([*GOOD[:5], [event]]))
+
+
+@pytest.mark.parametrize("data", [b"", b"\xc1", encode(EventBatch("w", 1, 1, 0.0, ())) + b"\0"])
+def test_truncated_or_longer_messages_are_malformed(data):
+    with pytest.raises(MalformedMessage):
+        decode(data)
+
+
+def test_message_above_the_limit_is_neither_written_nor_read(monkeypatch):
+    monkeypatch.setattr(events, "MAX_MESSAGE_BYTES", 100)
+    batch = EventBatch("w", 1, 1, 0.0, (BlockRemoved((b"h" * 60, b"i" * 60)),))
+
+    with pytest.raises(InvalidValue, match="at most 100"):
+        encode(batch)
+    with pytest.raises(MalformedMessage, match="at most 100 bytes, not 101"):
+        decode(bytes(101))
+
+
+def test_vllm_events_are_read_as_lists():
+    data = msgpack.packb(
+        [
+            1.5,
+            [
+                ["BlockStored", [7, b"x" * 32], None, [1, 2, 3, 4], 2, None, "GPU", "lora-a"],
+                ["BlockStored", [8], 7, [5, 6], 2, 3],
+                ["BlockRemoved", [7], "CPU"],
+                ["BlockRemoved", [-1]],
+                ["AllBlocksCleared"],
+            ],
+            3,
+        ]
+    )
+
+    batch = vllm_events.decode(data)
+
+    seven = (7).to_bytes(8, "little")
+    eight = (8).to_bytes(8, "little")
+    assert (batch.timestamp, batch.dp_rank) == (1.5, 3)
+    assert batch.events == (
+        BlockStored(None, (seven, b"x" * 32), "device", (1, 2, 3, 4), 2, "lora-a"),
+        BlockStored(seven, (eight,), "device", (5, 6), 2, "3"),
+        BlockRemoved((seven,), "host"),
+        BlockRemoved((b"\xff" * 8,), None),
+        AllCleared(),
+    )
+
+
+def test_vllm_events_are_read_as_maps_with_fields_of_newer_versions():
+    stored = {
+        "type": "BlockStored",
+        "block_hashes": [b"h" * 32],
+        "parent_block_hash": b"p" * 32,
+        "token_ids": [1, 2],
+        "block_size": 2,
+        "lora_id": None,
+        "medium": "GPU",
+        "lora_name": None,
+        "group_idx": 0,
+    }
+    removed = {"type": "BlockRemoved", "block_hashes": [b"h" * 32], "medium": None}
+    data = msgpack.packb([1.0, [stored, removed, {"type": "AllBlocksCleared"}]])
+
+    assert vllm_events.decode(data).events == (
+        BlockStored(b"p" * 32, (b"h" * 32,), "device", (1, 2), 2),
+        BlockRemoved((b"h" * 32,), None),
+        AllCleared(),
+    )
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        [],
+        [1.0],
+        [1.0, [], 0, 0],
+        ["1.0", [], 0],
+        [1.0, [], -1],
+        [1.0, [["BlockStored", [1], None, [1, 2, 3], 2, None]]],
+        [1.0, [["BlockStored", [1.5], None, [1, 2], 2, None]]],
+        [1.0, [["BlockStored", [1], None, [1, 2], 2, None, "TAPE"]]],
+        [1.0, [["BlockStored", [1]]]],
+        [1.0, [["BlockMoved", [1]]]],
+        [1.0, [{"block_hashes": [1]}]],
+        [1.0, [{"type": "BlockRemoved"}]],
+    ],
+)
+def test_what_vllm_would_not_send_is_malformed(fields):
+    with pytest.raises(MalformedMessage):
+        vllm_events.decode(msgpack.packb(fields))
