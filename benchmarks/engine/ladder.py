@@ -100,14 +100,15 @@ def quick_ladder() -> Ladder:
     return replace(full, workload=QUICK, sizes=full.sizes | sizes)
 
 
-def gpu_ladder(model: Path) -> Ladder:
+def gpu_ladder(dense: Path, packed: Path) -> Ladder:
     upper = [
         Rung("M4 flash or Triton attention", {"attention_backend": "auto"}),
         Rung("M4 CUDA graphs", {"enforce_eager": False}),
         *_upper_rungs(chunk=1024),
+        Rung("M7 4-bit GPTQ weights", {"model": str(packed), "quantization": "auto"}),
         Rung("M7 fp8 KV", {"kv_cache_dtype": "fp8"}),
     ]
-    sizes = {"model": str(model), "tokenizer": "smollm2", "max_model_len": 4096}
+    sizes = {"model": str(dense), "tokenizer": "smollm2", "max_model_len": 4096}
     sizes |= {"num_kv_blocks": 8192, "max_num_seqs": 256, "max_num_batched_tokens": 8192}
     return Ladder(_SCHEDULING + upper, GPU_MIXED, sizes)
 
@@ -239,7 +240,8 @@ def bandwidth_share(result: dict[str, float], peak_bytes_per_s: float | None) ->
 def choose_ladder(quick: bool, models: Path) -> Ladder:
     if not torch.cuda.is_available():
         return quick_ladder() if quick else cpu_ladder()
-    full = gpu_ladder(write(models / "qwen3-0.6b-random"))
+    dense = write(models / "qwen3-0.6b-random")
+    full = gpu_ladder(dense, write(models / "qwen3-0.6b-random-gptq", quantized=True))
     return replace(full, workload=replace(GPU_MIXED, requests=64)) if quick else full
 
 

@@ -27,14 +27,29 @@ CONFIG: dict[str, Any] = {
 }
 
 
-def write(directory: Path, **changes: Any) -> Path:
-    """Write the checkpoint unless it is there; config.json comes last and vouches for it."""
+GPTQ: dict[str, Any] = {"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": False}
+_SCALE = 0.004  # a code's step: 16 codes then spread as widely as the dense weights do
+_ZERO_OF_8 = 0x7777_7777  # eight zero points of 8, each stored one too low
+
+
+def write(directory: Path, quantized: bool = False, **changes: Any) -> Path:
+    """Write the checkpoint unless it is there; config.json comes last and vouches for it.
+
+    `quantized` packs the layers' matrices as GPTQ does.
+    """
     if (directory / "config.json").exists():
         return directory
     directory.mkdir(parents=True, exist_ok=True)
     config = {**CONFIG, **changes}
     generator = torch.Generator().manual_seed(0)
-    tensors = {name: _random(shape, generator) for name, shape in shapes(config)}
+    tensors: dict[str, torch.Tensor] = {}
+    for name, shape in shapes(config):
+        if quantized and name.endswith("_proj.weight"):
+            tensors |= _packed(name.removesuffix("weight"), shape, generator)
+        else:
+            tensors[name] = _random(shape, generator)
+    if quantized:
+        config["quantization_config"] = GPTQ
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
     (directory / "config.json").write_text(json.dumps(config, indent=2))
     return directory
@@ -65,3 +80,17 @@ def _random(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
     if len(shape) == 1:
         return torch.ones(shape, dtype=torch.bfloat16)
     return (torch.randn(shape, generator=generator) * 0.02).to(torch.bfloat16)
+
+
+def _packed(
+    prefix: str, shape: tuple[int, ...], generator: torch.Generator
+) -> dict[str, torch.Tensor]:
+    """Return a random matrix of 4-bit codes, eight to an int down the columns."""
+    rows, columns = shape
+    groups = columns // GPTQ["group_size"]
+    codes = torch.randint(-(2**31), 2**31, (columns // 8, rows), generator=generator)
+    return {
+        f"{prefix}qweight": codes.to(torch.int32),
+        f"{prefix}qzeros": torch.full((groups, rows // 8), _ZERO_OF_8, dtype=torch.int32),
+        f"{prefix}scales": torch.full((groups, rows), _SCALE, dtype=torch.float16),
+    }

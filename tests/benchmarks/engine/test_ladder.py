@@ -3,14 +3,20 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks.engine import ladder
 from benchmarks.engine.random_qwen3 import write
 from benchmarks.engine.workload import Workload
 from stafette.workers.config import EngineConfig
+from stafette.workers.weights.checkpoint import GroupedWeight
 from stafette.workers.weights.opening import open_checkpoint
 
-LADDERS = [ladder.cpu_ladder(), ladder.quick_ladder(), ladder.gpu_ladder(Path("model"))]
+LADDERS = [
+    ladder.cpu_ladder(),
+    ladder.quick_ladder(),
+    ladder.gpu_ladder(Path("dense"), Path("packed")),
+]
 TINY = {
     "vocab_size": 64,
     "hidden_size": 32,
@@ -91,3 +97,15 @@ def test_the_random_checkpoint_is_whole_and_written_once(tmp_path):
     assert checkpoint.spec.qk_norm
     assert (directory / "model.safetensors").stat().st_mtime_ns == written
     assert len(list(checkpoint.names())) >= 2 + 2 * 11
+
+
+def test_the_packed_checkpoint_has_weights_like_the_dense_one(tmp_path):
+    sizes = {**TINY, "hidden_size": 128, "intermediate_size": 256, "head_dim": 32}
+
+    packed = open_checkpoint(str(write(tmp_path / "packed", quantized=True, **sizes)))
+    dense = open_checkpoint(str(write(tmp_path / "dense", **sizes)))
+
+    name = "model.layers.1.mlp.down_proj.weight"
+    spread = [each.load_dense(name, torch.float32).std().item() for each in (packed, dense)]
+    assert isinstance(packed.load(name), GroupedWeight)
+    assert spread[0] == pytest.approx(spread[1], rel=0.2)
