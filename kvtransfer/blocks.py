@@ -45,14 +45,16 @@ NO_EXTRAS = Extras()
 class BlockHasher:
     """Hashes the full blocks of token sequences, for one key, block size and model."""
 
-    def __init__(self, key: bytes | str, block_size: int, model: str = "") -> None:
+    def __init__(
+        self, key: bytes | str, block_size: int, model: str = "", native: bool = True
+    ) -> None:
         if block_size < 1:
             raise InvalidValue("block_size", block_size, "must be at least 1")
         self.block_size = block_size
         self.model = model
         self._key = _fitting(key.encode() if isinstance(key, str) else bytes(key))
         self._start = self._hash_of(_BLOCK_DOMAIN)
-        self._native = hashing.prepare(self._key, _BLOCK_DOMAIN)
+        self._native = hashing.prepare(self._key, _BLOCK_DOMAIN) if native else None
         self._digest = lru_cache(maxsize=1024)(self._digest_extras)
 
     def hash_blocks(

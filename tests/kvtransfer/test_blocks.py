@@ -21,12 +21,6 @@ extras = st.builds(
 )
 
 
-def pure(key: bytes, block_size: int, model: str = "") -> BlockHasher:
-    hasher = BlockHasher(key, block_size, model)
-    hasher._native = None
-    return hasher
-
-
 @needs_native
 @given(
     key=st.binary(max_size=80),
@@ -41,7 +35,7 @@ def test_native_hashes_are_hashlibs(key, block_size, num_blocks, seed, parent):
 
     native = BlockHasher(key, block_size).hash_blocks(tokens, parent)
 
-    assert native == pure(key, block_size).hash_blocks(tokens, parent)
+    assert native == BlockHasher(key, block_size, native=False).hash_blocks(tokens, parent)
     assert len(set(native)) == num_blocks
 
 

@@ -1,0 +1,1 @@
+"""Block hashes, transfers and tiers beside their peers."""
