@@ -1,8 +1,9 @@
 """The engine's flags: vLLM's names where vLLM has one, checked when they are made."""
 
 import os
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from stafette.workers.errors import ConfigError
 
@@ -61,10 +62,32 @@ class EngineConfig:
     max_loras: int = 8
     max_lora_rank: int = 64
 
+    @classmethod
+    def of(cls, **flags: Any) -> "EngineConfig":
+        """Return the config of these flags; ConfigError names one that does not exist."""
+        known = [field.name for field in fields(cls)]
+        for name, value in flags.items():
+            if name not in known:
+                nearest = get_close_matches(name, known, n=1)
+                remedy = f"; did you mean {nearest[0]}?" if nearest else ""
+                raise ConfigError(name, value, f"is not a flag{remedy}")
+        return cls(**flags)
+
     def __post_init__(self) -> None:
+        self._check_types()
         self._check_counts()
         self._check_ranges()
         self._check_together()
+
+    def _check_types(self) -> None:
+        for name, hint in get_type_hints(type(self)).items():
+            value, allowed = getattr(self, name), get_args(hint)
+            if get_origin(hint) is Literal:
+                if value not in allowed:
+                    raise ConfigError(name, value, f"must be one of {', '.join(allowed)}")
+            elif not _is_one_of(value, allowed or (hint,)):
+                kinds = " or ".join(_KINDS[each] for each in allowed or (hint,))
+                raise ConfigError(name, value, f"must be {kinds}")
 
     def _check_counts(self) -> None:
         positive = (
@@ -108,3 +131,18 @@ class EngineConfig:
     def threads(self) -> int:
         """The cores that the native runner may use."""
         return self.num_threads or len(os.sched_getaffinity(0))
+
+
+_KINDS = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    type(None): "left out",
+}
+
+
+def _is_one_of(value: object, kinds: tuple[type, ...]) -> bool:
+    if isinstance(value, bool):
+        return bool in kinds
+    return isinstance(value, kinds) or (float in kinds and isinstance(value, int))

@@ -19,6 +19,14 @@ from stafette.workers.errors import ConfigError
         ("speculative_tokens", -1, "0 or more"),
         ("speculative_ngram_min", 9, "not exceed speculative_ngram_max = 4"),
         ("max_model_len", -5, "at least 1"),
+        ("max_num_seqs", "8", "a whole number"),
+        ("max_num_seqs", True, "a whole number"),
+        ("max_model_len", 1.5, "a whole number or left out"),
+        ("enable_lora", 1, "true or false"),
+        ("model", None, "text"),
+        ("runner", "fast", "one of auto, native, torch"),
+        ("dtype", "float8", "one of auto, bfloat16"),
+        ("device", "tpu", "one of auto, cpu, cuda"),
     ],
 )
 def test_a_wrong_flag_is_named_with_its_value_and_remedy(flag, value, remedy):
