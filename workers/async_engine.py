@@ -31,6 +31,7 @@ class AsyncEngine:
         self._loop = loop
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._streams: dict[str, _Stream] = {}  # touched by the event loop only
+        self._calls: set[asyncio.Future[Any]] = set()  # so is this: they must not wait for ever
         self._error: EngineError | None = None
         self._thread = threading.Thread(target=self._run, name="stafette-engine", daemon=True)
         self._thread.start()
@@ -49,6 +50,8 @@ class AsyncEngine:
         try:
             while stream.unfinished:
                 for delta in await stream.next():
+                    if delta.index not in stream.unfinished:
+                        continue  # what was on its way when the answer was aborted
                     if delta.finish_reason is not None:
                         stream.unfinished.discard(delta.index)
                     yield delta
@@ -72,6 +75,8 @@ class AsyncEngine:
         """Run something on the engine between two steps, in its thread."""
         self._raise_if_dead()
         answer: asyncio.Future[Result] = self._loop.create_future()
+        self._calls.add(answer)
+        answer.add_done_callback(self._calls.discard)
 
         def run() -> None:
             try:
@@ -92,7 +97,7 @@ class AsyncEngine:
         return self._error is None and self._thread.is_alive()
 
     async def close(self) -> None:
-        """Stop the thread and free the device. Streams still open end with EngineDead."""
+        """Stop the thread and free the device. Whoever still waits gets EngineDead."""
         self._inbox.put(None)
         await asyncio.to_thread(self._thread.join, JOIN_TIMEOUT_S)
         self._fail(EngineDead("engine", "closed", "start another one"))
@@ -105,6 +110,7 @@ class AsyncEngine:
             await asyncio.to_thread(self.engine.check, request)
 
     def _open_stream(self, request: Request) -> "_Stream":
+        self._raise_if_dead()  # it may have ended while the request was checked
         if request.request_id in self._streams:
             remedy = "is in flight already: choose another id"
             raise RequestError("request_id", request.request_id, remedy)
@@ -175,6 +181,8 @@ class AsyncEngine:
         self._error = self._error or error
         for stream in self._streams.values():
             stream.fail(error)
+        for answer in self._calls:
+            _set_exception(answer, error)
 
 
 @dataclass(slots=True)
@@ -204,10 +212,10 @@ class _Stream:
 
 
 def _set_result(future: asyncio.Future[Any], result: object) -> None:
-    if not future.cancelled():
+    if not future.done():
         future.set_result(result)
 
 
 def _set_exception(future: asyncio.Future[Any], error: Exception) -> None:
-    if not future.cancelled():
+    if not future.done():
         future.set_exception(error)

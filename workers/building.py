@@ -25,6 +25,7 @@ from stafette.workers.sampling.structured import GrammarCompiler
 from stafette.workers.scheduler import Scheduler, SchedulerConfig
 from stafette.workers.weights.checkpoint import Checkpoint
 from stafette.workers.weights.opening import open_checkpoint, open_tokenizer
+from stafette.workers.weights.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -36,29 +37,15 @@ def build_engine(config: EngineConfig, worker_id: str | None = None) -> Engine:
     """
     started = time.monotonic()
     checkpoint = open_checkpoint(config.model, config.quantization)
-    max_model_len = _max_model_len(config, checkpoint.spec)
     tokenizer = open_tokenizer(config.model, config.tokenizer)
+    max_model_len = _max_model_len(config, checkpoint.spec)
     runner = make_runner(config, checkpoint)
-    events = EventLog(worker_id or f"{socket.gethostname()}-{os.getpid()}", epoch=time.time_ns())
-    pool = _make_pool(config, runner, max_model_len, events)
-    eos = tokenizer.eos_token_ids
-    grammars = GrammarCompiler(tokenizer.to_json(), checkpoint.spec.vocab_size, eos)
-    scheduler = Scheduler(
-        SchedulerConfig.of(config, max_model_len, eos),
-        pool,
-        time.monotonic,
-        NgramProposer(config) if config.speculative_tokens else None,
-        BlockHasher(config.prefix_cache_key, config.block_size, config.model),
-    )
-    parts = EngineParts(
-        pool=pool,
-        kv_events=events,
-        scheduler=scheduler,
-        executor=Executor(runner, Sampler(eos, grammars, config.seed)),
-        tokenizer=tokenizer,
-        grammars=grammars,
-    )
-    runner.warm_up()
+    try:
+        parts = _assemble(config, runner, tokenizer, max_model_len, worker_id or _here())
+        runner.warm_up()
+    except BaseException:
+        runner.close()  # its threads, memory and processes would outlive the error
+        raise
     logger.info("engine ready in %.2f s", time.monotonic() - started)
     return Engine(config, parts)
 
@@ -77,6 +64,34 @@ def make_runner(config: EngineConfig, checkpoint: Checkpoint) -> Runner:
     if config.runner == "auto" and _device(config) == "cpu":
         logger.warning("running on torch, more slowly: %s", reason)
     return TorchRunner(config, checkpoint)
+
+
+def _assemble(
+    config: EngineConfig, runner: Runner, tokenizer: Tokenizer, max_model_len: int, worker_id: str
+) -> EngineParts:
+    events = EventLog(worker_id, epoch=time.time_ns())
+    pool = _make_pool(config, runner, max_model_len, events)
+    eos = tokenizer.eos_token_ids
+    grammars = GrammarCompiler(tokenizer.to_json(), runner.spec.vocab_size, eos)
+    scheduler = Scheduler(
+        SchedulerConfig.of(config, max_model_len, eos),
+        pool,
+        time.monotonic,
+        NgramProposer(config) if config.speculative_tokens else None,
+        BlockHasher(config.prefix_cache_key, config.block_size, config.model),
+    )
+    return EngineParts(
+        pool=pool,
+        kv_events=events,
+        scheduler=scheduler,
+        executor=Executor(runner, Sampler(eos, grammars, config.seed)),
+        tokenizer=tokenizer,
+        grammars=grammars,
+    )
+
+
+def _here() -> str:
+    return f"{socket.gethostname()}-{os.getpid()}"
 
 
 def _why_not_native(config: EngineConfig, spec: ModelSpec) -> str | None:

@@ -1,10 +1,11 @@
-"""The engine's core: requests in, one step at a time, deltas out. Single-threaded by design.
+"""The engine's core: requests in, one step at a time, deltas out. Used by one thread.
 
-With async scheduling the executor runs in a thread of its own and a second batch is prepared while
-the first one runs; everything else happens in the thread that calls `step`.
+The executor runs in a thread of its own, so that an interrupt never tears a step apart. With async
+scheduling a second batch is prepared while the first one runs.
 """
 
 import dataclasses
+from array import array
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -60,11 +61,12 @@ class Engine:
         self.grammars = parts.grammars
         self._outputs = OutputProcessor(parts.tokenizer)
         self._answers: dict[str, _Open] = {}  # by request id
-        self._device = _DeviceThread() if config.async_scheduling else _Inline()
+        self._device = ThreadPoolExecutor(1, thread_name_prefix="stafette-device")
         self._in_flight: deque[tuple[Batch, Future[StepOutput]]] = deque()
         self._depth = 2 if config.async_scheduling else 1
         self._next_seq_id = 0
         self._clock = StepClock()
+        self._ended: EngineDead | None = None
         self.adapters = Adapters(config, parts.executor.runner, self.call_on_device)
 
     @property
@@ -85,6 +87,7 @@ class Engine:
 
     def check(self, request: Request) -> None:
         """Raise RequestError when this request could not be served. Safe from any thread."""
+        self._raise_if_ended()
         if request.request_id in self._answers:
             remedy = "is in flight already: choose another id"
             raise RequestError("request_id", request.request_id, remedy)
@@ -112,16 +115,13 @@ class Engine:
 
     def step(self) -> list[OutputDelta]:
         """Send what can be sent, wait for the oldest batch, return what it brought."""
+        self._raise_if_ended()
         self._launch()
         if not self._in_flight:
             return []
-        batch, future = self._in_flight.popleft()
-        try:
-            output = future.result()
-        except Exception as error:
-            raise EngineDead(
-                "engine", repr(error), "the step failed: restart the engine"
-            ) from error
+        batch, future = self._in_flight[0]
+        output = self._wait_for(future)
+        self._in_flight.popleft()  # only now: who interrupts the wait may step again
         self._clock.record(batch.num_tokens, output.seconds)
         deltas = self._settle(batch, output)
         if events := self.kv_events.flush():
@@ -147,13 +147,16 @@ class Engine:
 
     def call_on_device(self, function: Callable[[], Result]) -> Result:
         """Run something between two steps, where the executor runs."""
+        self._raise_if_ended()
         return self._device.submit(function).result()
 
     def stats(self) -> EngineStats:
         return self._clock.stats(self.scheduler.stats())
 
     def close(self) -> None:
-        self._device.close()
+        """Free the device, once the step that runs has ended. Safe to call twice."""
+        self._ended = self._ended or EngineDead("engine", "closed", "make another one")
+        self._device.shutdown(wait=True, cancel_futures=True)
         self.executor.runner.close()
 
     @property
@@ -171,6 +174,17 @@ class Engine:
                 return
             future = self._device.submit(partial(self.executor.execute, batch))
             self._in_flight.append((batch, future))
+
+    def _wait_for(self, future: Future[StepOutput]) -> StepOutput:
+        try:
+            return future.result()
+        except Exception as error:
+            self._ended = EngineDead("engine", repr(error), "the step failed: restart the engine")
+            raise self._ended from error
+
+    def _raise_if_ended(self) -> None:
+        if self._ended is not None:
+            raise self._ended
 
     def _settle(self, batch: Batch, output: StepOutput) -> list[OutputDelta]:
         deltas = []
@@ -213,40 +227,20 @@ class _Open:
     seq_ids: set[int] = field(default_factory=set)
 
 
-class _DeviceThread:
-    """Runs calls in order, beside the caller."""
-
-    def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="stafette-device")
-
-    def submit(self, function: Callable[[], Result]) -> Future[Result]:
-        return self._pool.submit(function)
-
-    def close(self) -> None:
-        self._pool.shutdown(wait=True)
-
-
-class _Inline:
-    """Runs calls at once, in the caller's thread."""
-
-    def submit(self, function: Callable[[], Result]) -> Future[Result]:
-        future: Future[Result] = Future()
-        try:
-            future.set_result(function())
-        except Exception as error:
-            future.set_exception(error)
-        return future
-
-    def close(self) -> None:
-        pass
-
-
 def _check_prompt(prompt: list[int], vocab_size: int, max_model_len: int) -> None:
     if not prompt:
         raise RequestError("prompt", prompt, "is empty: send at least one token")
     if len(prompt) >= max_model_len:
         remedy = f"tokens leave no room for an answer: max_model_len is {max_model_len}"
         raise RequestError("prompt", len(prompt), remedy)
+    _check_whole(prompt)
     if min(prompt) < 0 or max(prompt) >= vocab_size:
         bad = next(token for token in prompt if not 0 <= token < vocab_size)
         raise RequestError("prompt_token_ids", bad, f"must be in 0..{vocab_size - 1}")
+
+
+def _check_whole(tokens: list[int]) -> None:
+    try:
+        array("q", tokens)  # takes whole numbers only, and looks at each in C
+    except (TypeError, OverflowError) as error:
+        raise RequestError("prompt_token_ids", tokens, f"must be token ids: {error}") from None

@@ -1,8 +1,10 @@
 """LLM: the engine for scripts. Give it prompts, wait, and read the answers."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+import weakref
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import count
+from numbers import Integral
 from types import TracebackType
 from typing import Any
 
@@ -22,9 +24,11 @@ class LLM:
     """`LLM(model=…, **flags).generate(prompts, params)`; the flags are EngineConfig's fields."""
 
     def __init__(self, model: str = EMBEDDED_MODEL, **flags: Any) -> None:
-        self.engine = build_engine(EngineConfig(model=model, **flags))
+        self.engine = build_engine(EngineConfig.of(model=model, **flags))
         self.tokenizer = self.engine.tokenizer
         self._ids = count()
+        self._streams: dict[str, list[OutputDelta]] = {}  # what open streams have not read yet
+        weakref.finalize(self, self.engine.close)  # for who forgets to
 
     def generate(
         self,
@@ -47,13 +51,24 @@ class LLM:
     def stream(
         self, prompt: Prompt, params: SamplingParams | None = None, *, lora: str | None = None
     ) -> Iterator[OutputDelta]:
-        """Answer one prompt piece by piece; leaving the loop early aborts it."""
+        """Answer one prompt piece by piece; leaving the loop early aborts it.
+
+        Several may be open at once, and `generate` may be called between two pieces.
+        """
         request = self._request(prompt, params or SamplingParams(), lora)
         self.engine.add(request)
+        unread = self._streams[request.request_id] = []
+        unfinished = request.params.n
         try:
-            while self.engine.has_work:
-                yield from self.engine.step()
+            while unfinished and (unread or self.engine.has_work):
+                if not unread:
+                    self._step()
+                    continue
+                delta = unread.pop(0)
+                unfinished -= delta.finish_reason is not None
+                yield delta
         finally:
+            del self._streams[request.request_id]
             self.engine.abort(request.request_id)
 
     def chat(
@@ -84,6 +99,7 @@ class LLM:
         self.engine.adapters.unload(name)
 
     def close(self) -> None:
+        """Free the device. Safe to call twice; EngineDead to whoever asks after it."""
         self.engine.close()
 
     def __enter__(self) -> "LLM":
@@ -111,6 +127,8 @@ class LLM:
     def _tokens(self, prompt: Prompt) -> tuple[str | None, list[int]]:
         if isinstance(prompt, str):
             return prompt, self.tokenizer.encode(prompt)
+        if not isinstance(prompt, Iterable):
+            raise RequestError("prompt", prompt, "must be text, token ids, or a mapping of either")
         if not isinstance(prompt, Mapping):
             return None, list(prompt)
         if "prompt_token_ids" in prompt:
@@ -126,15 +144,25 @@ class LLM:
         try:
             for request in requests:
                 self.engine.add(request)
-            with _Progress(len(requests), use_tqdm) as progress:
-                while self.engine.has_work:
-                    deltas = self.engine.step()
-                    progress.show(_book(deltas, outputs), deltas)
+            unfinished = len(requests)
+            with _Progress(unfinished, use_tqdm) as progress:
+                while self.engine.has_work and (unfinished or not self._streams):
+                    deltas = self._step()
+                    finished = _book(deltas, outputs)
+                    unfinished -= finished
+                    progress.show(finished, deltas)
         except BaseException:  # an interrupt too: what was queued must not run in the next call
             for request in requests:
                 self.engine.abort(request.request_id)
             raise
         return list(outputs.values())
+
+    def _step(self) -> list[OutputDelta]:
+        """Step the engine; keep what belongs to an open stream, return the rest."""
+        rest: list[OutputDelta] = []
+        for delta in self.engine.step():
+            self._streams.get(delta.request_id, rest).append(delta)
+        return rest
 
 
 def _book(deltas: list[OutputDelta], outputs: dict[str, RequestOutput]) -> int:
@@ -173,7 +201,7 @@ class _Progress:
 def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     if isinstance(prompts, str | Mapping):
         return [prompts]
-    if prompts and isinstance(prompts[0], int):
+    if len(prompts) and isinstance(prompts[0], Integral):
         return [prompts]  # type: ignore[list-item]
     return list(prompts)  # type: ignore[arg-type]
 

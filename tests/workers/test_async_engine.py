@@ -108,3 +108,27 @@ async def test_a_step_that_fails_ends_every_stream_and_refuses_new_ones(engine, 
             await reader
     with pytest.raises(EngineDead):
         await answer(engine, request(engine, "late"))
+
+
+async def test_what_waits_when_the_engine_closes_is_told(engine):
+    reader = asyncio.create_task(answer(engine, request(engine, "long", max_tokens=400)))
+    await asyncio.sleep(0.1)
+    closing = asyncio.create_task(engine.close())
+    await asyncio.sleep(0)
+    calls = [asyncio.create_task(engine.call(lambda core: core.has_work)) for _ in range(3)]
+
+    for waiting in (reader, *calls):
+        with pytest.raises(EngineDead, match="closed"):
+            await waiting
+    await closing
+    await engine.close()
+
+
+@pytest.mark.parametrize("tokens", [[1, 2.5], [1, "two"], [None]])
+async def test_tokens_that_are_no_numbers_are_refused(engine, tokens):
+    wrong = Request(request_id="bad", prompt_token_ids=tokens, params=SamplingParams())
+
+    with pytest.raises(RequestError, match="prompt_token_ids"):
+        await answer(engine, wrong)
+
+    assert (await answer(engine, request(engine, "good")))[0]
