@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 from typing import TypeVar
 
@@ -76,7 +77,7 @@ def microseconds(num_seqs: int, async_scheduling: bool) -> float:
         batch = in_flight.popleft()
         sampled = {step.seq_id: Sampled([5]) for step in batch.seqs if step.sample}
         output = StepOutput(batch.step, sampled)
-        watch.time(lambda batch=batch, output=output: scheduler.settle(batch, output))
+        watch.time(partial(scheduler.settle, batch, output))
         num_steps += len(batch.seqs)
     return watch.seconds / num_steps * 1e6
 
