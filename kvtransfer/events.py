@@ -86,10 +86,10 @@ def decode(data: bytes) -> EventBatch:
 def read_content(
     tokens: object, block_size: object, lora: object, num_blocks: int
 ) -> tuple[tuple[int, ...], int, str]:
-    """Return the tokens of `num_blocks` blocks, the block size, and the adapter's name."""
+    """Return the tokens of `num_blocks` blocks, all or none, the block size, the adapter's name."""
     ids = each(tokens, "token ids", lambda token: whole(token, "token id", _U32_END))
     size = whole(block_size, "block size", _U32_END)
-    if len(ids) != size * num_blocks:
+    if ids and len(ids) != size * num_blocks:
         raise MalformedMessage("token ids", f"{num_blocks} blocks of {size} tokens")
     return ids, size, text(lora, "lora", MAX_NAME_BYTES)
 
@@ -133,6 +133,6 @@ def _hashes(value: object) -> tuple[bytes, ...]:
 
 
 def _tier(value: object) -> Tier:
-    if value not in _TIERS:
+    if not isinstance(value, str) or value not in _TIERS:
         raise MalformedMessage("tier", " | ".join(sorted(_TIERS)))
     return value  # type: ignore[return-value]

@@ -1,4 +1,4 @@
-"""Reads the KV events of stock vLLM workers: msgpack [timestamp, [event, ...], dp rank].
+"""Reads the KV events of stock vLLM and SGLang: msgpack [timestamp, [event, ...], dp rank].
 
 An event is a list that begins with its name, or, in newer versions, a map whose "type" is the name.
 Fields were added at the end over the versions; those that we have no use for are ignored.
@@ -32,9 +32,16 @@ _FIELDS = {
     "BlockRemoved": ("block_hashes", "medium"),
     "AllBlocksCleared": (),
 }
-_TIERS: dict[object, Tier] = {None: "device", "GPU": "device", "CPU": "host", "DISK": "disk"}
+_TIERS: dict[object, Tier] = {
+    None: "device",
+    "GPU": "device",
+    "CPU": "host",
+    "DISK": "disk",
+    "CPU_TIER1": "host",  # these two are SGLang's, whose events are of the same form
+    "CPU_TIER2": "disk",
+}
 _HASH_BYTES = 8  # of the hashes that are numbers
-_RANK_END = 1 << 32
+_U32_END = 1 << 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +55,7 @@ def decode(data: bytes) -> VllmBatch:
     """Read a message's last part; MalformedMessage for what is not one."""
     match unpack(data, MAX_MESSAGE_BYTES):
         case [timestamp, events, *rest] if len(rest) <= 1:
-            rank = 0 if rest in ([], [None]) else whole(rest[0], "dp rank", _RANK_END)
+            rank = 0 if rest in ([], [None]) else whole(rest[0], "dp rank", _U32_END)
             read = each(events, "events", _read_event)
             return VllmBatch(number(timestamp, "timestamp"), read, rank)
     raise MalformedMessage("batch", "[timestamp, events, dp rank]")
@@ -81,11 +88,17 @@ def _named(value: object) -> tuple[str, dict[object, object]]:
 def _read_stored(fields: dict[object, object]) -> BlockStored:
     hashes = each(fields.get("block_hashes"), "hashes", _hash)
     parent = fields.get("parent_block_hash")
-    lora = fields.get("lora_name") or fields.get("lora_id")
-    name = "" if lora is None else str(lora)
-    content = read_content(fields.get("token_ids"), fields.get("block_size"), name, len(hashes))
+    lora = _lora(fields.get("lora_name"), fields.get("lora_id"))
+    content = read_content(fields.get("token_ids"), fields.get("block_size"), lora, len(hashes))
     first = None if parent is None else _hash(parent)
     return BlockStored(first, hashes, _tier(fields.get("medium")), *content)
+
+
+def _lora(name: object, number: object) -> object:
+    """Return the adapter's name; older versions send only its number."""
+    if name is not None:
+        return name
+    return "" if number is None else str(whole(number, "lora id", _U32_END))
 
 
 def _hash(value: object) -> bytes:

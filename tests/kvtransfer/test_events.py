@@ -1,5 +1,7 @@
 """KV events on the wire: what is written is read back, and nothing else is."""
 
+from contextlib import suppress
+
 import msgpack
 import pytest
 from hypothesis import given
@@ -60,6 +62,28 @@ def test_random_bytes_are_malformed_or_a_batch_that_reads_the_same_again(data):
     except MalformedMessage:
         return
     assert decode(encode(batch)) == batch
+
+
+plain = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(-9, 9), st.floats(), st.binary(), st.text()),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
+    max_leaves=6,
+)
+vllm_names = st.sampled_from(["BlockStored", "BlockRemoved", "AllBlocksCleared"])
+
+
+@given(st.sampled_from(["stored", "removed", "cleared"]), st.lists(plain, max_size=6))
+def test_no_event_can_make_the_reader_fail_otherwise(tag, fields):
+    with suppress(MalformedMessage):
+        decode(msgpack.packb([*GOOD[:5], [[tag, *fields]]]))
+
+
+@given(vllm_names, st.lists(plain, max_size=7), st.booleans())
+def test_no_vllm_event_can_make_the_reader_fail_otherwise(name, values, mapped):
+    names = ["block_hashes", "parent_block_hash", "token_ids", "block_size", "lora_id", "medium"]
+    event = {"type": name, **dict(zip(names, values, strict=False))} if mapped else [name, *values]
+    with suppress(MalformedMessage):
+        vllm_events.decode(msgpack.packb([1.0, [event]]))
 
 
 @pytest.mark.parametrize(
@@ -136,6 +160,7 @@ def test_vllm_events_are_read_as_lists():
             [
                 ["BlockStored", [7, b"x" * 32], None, [1, 2, 3, 4], 2, None, "GPU", "lora-a"],
                 ["BlockStored", [8], 7, [5, 6], 2, 3],
+                ["BlockStored", [8], None, [], 0, None, "CPU_TIER1"],  # offloaded: no tokens
                 ["BlockRemoved", [7], "CPU"],
                 ["BlockRemoved", [-1]],
                 ["AllBlocksCleared"],
@@ -152,6 +177,7 @@ def test_vllm_events_are_read_as_lists():
     assert batch.events == (
         BlockStored(None, (seven, b"x" * 32), "device", (1, 2, 3, 4), 2, "lora-a"),
         BlockStored(seven, (eight,), "device", (5, 6), 2, "3"),
+        BlockStored(None, (eight,), "host"),
         BlockRemoved((seven,), "host"),
         BlockRemoved((b"\xff" * 8,), None),
         AllCleared(),

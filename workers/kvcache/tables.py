@@ -83,13 +83,11 @@ class BlockTables:
         full = num_valid // self.pool.block_size
         if full <= seq.num_published or not self._caching:
             return
-        if seq.generation != self.pool.generation:
-            return
         self.hash_known(seq)
-        first = seq.num_published
-        seq.block_table = self.pool.publish(seq.block_table, seq.hashes, first, full)
+        first, seq.num_published = seq.num_published, full
         self._coming.difference_update(seq.hashes[first:full])
-        seq.num_published = full
+        if seq.generation == self.pool.generation:  # else the cache was reset meanwhile
+            seq.block_table = self.pool.publish(seq.block_table, seq.hashes, first, full)
 
     def release(self, seq: Sequence) -> None:
         """Give back a sequence's blocks."""

@@ -172,6 +172,22 @@ def test_siblings_wait_for_the_prompt_that_they_share(harness):
     assert [shares(batch) for batch in run.batches] == [[(1, 18)], [(2, 2), (3, 2)]]
 
 
+def test_nobody_waits_for_blocks_that_a_reset_keeps_from_being_found(harness):
+    run = harness(max_num_batched_tokens=12, max_num_seqs=4)
+    run.add(list(range(18)), **LONG)
+    run.launch()
+    run.pool.reset_prefix_cache()
+    run.step()
+    found = run.pool.cached_hashes
+    run.add(list(range(18)), max_tokens=1)
+
+    run.step()
+
+    assert found == []
+    assert shares(run.batches[1]) == [(1, 6), (2, 6)]
+    run.run()
+
+
 def test_prompts_that_share_little_do_not_wait(harness):
     run = harness()
     run.add(list(range(4)) + [1] * 12, max_tokens=1)
