@@ -6,6 +6,7 @@ from setuptools import Extension, setup
 
 FLAGS = [
     "-O3",
+    "-g0",  # Python's own flags ask for debug symbols, ten times the library
     "-std=c++17",
     "-fvisibility=hidden",
     "-fno-math-errno",
