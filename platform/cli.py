@@ -2,16 +2,19 @@
 
 import argparse
 import logging
+import os
+import signal
 import sys
 
 from stafette.platform.commands import generate
+from stafette.platform.extras import extra_with
 from stafette.workers.errors import EngineError
 
 COMMANDS = {"generate": generate}
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; return 0, 1 for a failure, 2 for wrong usage, 130 for an interrupt."""
+    """Run one command; return 0, 1 for a failure, 2 for wrong usage, or as a signal would."""
     arguments = _parser().parse_args(argv)
     logging.basicConfig(level=arguments.log_level.upper(), format="%(levelname)s %(message)s")
     try:
@@ -19,8 +22,23 @@ def main(argv: list[str] | None = None) -> int:
     except EngineError as error:
         print(f"stafette: {error}", file=sys.stderr)
         return 1
+    except ModuleNotFoundError as error:
+        return _tell_missing(error, arguments.command)
     except KeyboardInterrupt:
-        return 130
+        return 128 + signal.SIGINT
+    except BrokenPipeError:  # whoever read the output has left; nothing may be flushed at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+
+
+def _tell_missing(error: ModuleNotFoundError, command: str) -> int:
+    package = (error.name or "").partition(".")[0]
+    extra = extra_with(package)
+    if extra is None:
+        raise error
+    remedy = f"pip install 'stafette[{extra}]'"
+    print(f"stafette: {command} needs {package}, which is not installed: {remedy}", file=sys.stderr)
+    return 1
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -5,13 +5,14 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Any
-
-import psutil
+from typing import TYPE_CHECKING, Any
 
 from stafette.platform.flags import add_flags, given
-from stafette.workers import LLM, EngineConfig, SamplingParams, StructuredOutput
+from stafette.workers import EngineConfig, SamplingParams, StructuredOutput
 from stafette.workers.errors import RequestError
+
+if TYPE_CHECKING:
+    from stafette.workers import LLM
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,6 +41,8 @@ def run(arguments: argparse.Namespace) -> int:
     params = _sampling(arguments)
     text = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
     flags = given(arguments, EngineConfig)
+    from stafette.workers import LLM  # here, because torch takes seconds, and --help none
+
     if arguments.lora:
         flags["enable_lora"] = True
     with LLM(**flags) as llm:
@@ -55,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _prompt(llm: LLM, text: str, arguments: argparse.Namespace) -> Any:
+def _prompt(llm: "LLM", text: str, arguments: argparse.Namespace) -> Any:
     if arguments.raw or not llm.tokenizer.has_chat_template:
         return text
     messages = [{"role": "user", "content": text}]
@@ -105,6 +108,8 @@ class _Tally:
     def summary(self) -> str:
         if self._first is None:
             return "[no token]"
+        import psutil
+
         decode = time.time() - self._first
         rate = (self._tokens - 1) / decode if decode > 0 and self._tokens > 1 else 0.0
         start = self._first - psutil.Process().create_time()

@@ -1,8 +1,11 @@
 """`stafette generate`, as a user runs it."""
 
 import json
+import signal
 import subprocess
 import sys
+
+import pytest
 
 SMALL = ["--max-model-len", "512", "--num-kv-blocks", "64", "--max-num-seqs", "4"]
 
@@ -52,3 +55,56 @@ def test_a_model_that_is_not_there_is_named():
 
     assert done.returncode == 1
     assert done.stderr.startswith("stafette: model = '/no/such/model'")
+
+
+def test_help_needs_no_torch():
+    script = (
+        "import sys; sys.modules['torch'] = sys.modules['psutil'] = None\n"
+        "from stafette.platform.cli import main; main(['generate', '--help'])"
+    )
+
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+
+    assert "--max-num-seqs" in done.stdout
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("module", ["torch", "llguidance", "psutil"])
+def test_without_the_engines_packages_one_line_says_which_extra_brings_them(module):
+    script = (
+        f"import sys; sys.modules['{module}'] = None\n"
+        "from stafette.platform.cli import main; sys.exit(main(['generate', 'hello']))"
+    )
+
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+
+    remedy = "pip install 'stafette[engine]'"
+    assert done.returncode == 1
+    expected = f"stafette: generate needs {module}, which is not installed: {remedy}\n"
+    assert done.stderr == expected
+
+
+def answering():
+    """A long answer that has begun."""
+    command = [sys.executable, "-m", "stafette", "generate", *SMALL, "--max-tokens", "400"]
+    process = subprocess.Popen(
+        [*command, "Count to 100."], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    process.stdout.read(1)
+    return process
+
+
+def test_a_reader_that_leaves_early_gets_no_traceback():
+    with answering() as process:
+        process.stdout.close()
+
+        assert process.stderr.read() == ""
+        assert process.wait(timeout=120) == 128 + signal.SIGPIPE
+
+
+def test_an_interrupt_ends_quietly():
+    with answering() as process:
+        process.send_signal(signal.SIGINT)
+
+        assert process.stderr.read() == ""
+        assert process.wait(timeout=120) == 128 + signal.SIGINT
