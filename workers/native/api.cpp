@@ -121,6 +121,9 @@ STAFETTE_EXPORT int stafette_engine_new(int threads, const char* isa, void** out
 
 STAFETTE_EXPORT void stafette_engine_free(void* engine) { delete static_cast<Engine*>(engine); }
 
+// Returns when no thread reads memory of a past call any more: before a KV pool is freed.
+STAFETTE_EXPORT void stafette_engine_quiesce(void* engine) { static_cast<Engine*>(engine)->pool.quiesce(); }
+
 STAFETTE_EXPORT int stafette_matrix_new(void* engine, int kind, int rows, int columns,
                                         const PartDesc* parts, int num_parts, void** out) {
   return guarded([&]() -> int {

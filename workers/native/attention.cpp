@@ -1,6 +1,7 @@
 #include "attention.h"
 
 #include <algorithm>
+#include <cstring>
 
 namespace stafette {
 
@@ -11,9 +12,27 @@ Attention::Attention(ThreadPool& pool, const Kernels& kernels, const AttendShape
   scratch_ = Buffer(scratch_bytes_ * pool.threads());
 }
 
-void Attention::plan(const std::vector<SequenceView>& sequences) {
+void Attention::plan(std::vector<SequenceView> sequences, int block_size) {
+  const auto blocks_of = [&](const SequenceView& s) { return (s.context_len + block_size - 1) / block_size; };
+  std::size_t total = 0;
+  for (const SequenceView& sequence : sequences) total += blocks_of(sequence);
+  if (total * sizeof(std::int32_t) > tables_.size()) pool_.quiesce();
+  tables_.reserve(total * sizeof(std::int32_t));
+  auto* table = tables_.as<std::int32_t>();
+  for (SequenceView& sequence : sequences) {
+    const int blocks = blocks_of(sequence);
+    std::copy(sequence.blocks, sequence.blocks + blocks, table);
+    sequence.blocks = table;
+    table += blocks;
+  }
   plan_.make(shape_, sequences, pool_.threads());
   partials_.reserve(plan_.partial_floats() * sizeof(float));
+  const std::size_t result_bytes = (plan_.result_floats() * sizeof(float) + 63) / 64 * 64;
+  if (result_bytes > result_bytes_) {
+    pool_.quiesce();
+    result_bytes_ = result_bytes;
+    results_ = Buffer(result_bytes * pool_.threads());
+  }
   const std::size_t counters = plan_.folded().size() * shape_.num_kv_heads;
   if (left_.size() < counters) left_ = std::vector<std::atomic<int>>(counters);
 }
@@ -24,7 +43,11 @@ void Attention::run(const AttendRowsView& rows, const KvLayer& kv) {
     left_[i].store(plan_.folded()[i / heads].parts, std::memory_order_relaxed);
   }
   const auto jobs = static_cast<int>(plan_.pieces().size()) * heads;
-  pool_.run(jobs, [&](int job, int thread) { run_job(job, thread, rows, kv); });
+  pool_.run<Job>(
+      jobs, patience_for(plan_.job_ns()),
+      [&](int job, int thread) { return Job{begin(job, thread, rows, kv), job}; },
+      [](const Job& job, int) { job.begun.kernels->attend(job.begun.task, job.begun.scratch); },
+      [&](const Job& job, int) { commit(job.job, job.begun, rows, kv); });
 }
 
 AttendTask Attention::task(const AttendPiece& piece, int kv_head, const AttendRowsView& rows,
@@ -60,20 +83,49 @@ AttendAhead Attention::ahead(int job, const KvLayer& kv) const {
   return {piece.blocks, first, end, kv.head(next % heads)};
 }
 
-void Attention::run_job(int job, int thread, const AttendRowsView& rows, const KvLayer& kv) {
+Attention::Begun Attention::begin(int job, int thread, const AttendRowsView& rows, const KvLayer& kv) const {
+  const AttendPiece& piece = plan_.pieces()[job / shape_.num_kv_heads];
+  Begun begun{task(piece, job % shape_.num_kv_heads, rows, kv), &kernels_,
+              scratch_.as<std::uint8_t>() + thread * scratch_bytes_};
+  void* const result = results_.as<std::uint8_t>() + thread * result_bytes_;
+  begun.task.out = result;
+  begun.task.out_stride = std::int64_t{shape_.group()} * shape_.head_dim;
+  if (piece.whole >= 0) begun.task.partials = static_cast<float*>(result);
+  begun.task.next = ahead(job, kv);
+  begun.task.cold = job < pool_.threads();
+  return begun;
+}
+
+void Attention::commit(int job, const Begun& begun, const AttendRowsView& rows, const KvLayer& kv) {
   const int kv_head = job % shape_.num_kv_heads;
   const AttendPiece& piece = plan_.pieces()[job / shape_.num_kv_heads];
-  void* const scratch = scratch_.as<std::uint8_t>() + thread * scratch_bytes_;
-  AttendTask one = task(piece, kv_head, rows, kv);
-  one.next = ahead(job, kv);
-  one.cold = job < pool_.threads();
-  if (piece.whole < 0) return kernels_.attend(one, scratch);
+  const AttendTask to = task(piece, kv_head, rows, kv);
+  if (piece.whole >= 0) {
+    const FoldedTask& whole = plan_.folded()[piece.whole];
+    const std::int64_t split_floats = std::int64_t{piece.tokens} * shape_.group() * (kPartialHead + shape_.head_dim);
+    float* const partials = partials_of(whole, kv_head) + (piece.first_split - whole.piece.first_split) * split_floats;
+    std::memcpy(partials, begun.task.partials, (piece.end_split - piece.first_split) * split_floats * sizeof(float));
+    return fold_when_last(piece, kv_head, rows, kv);
+  }
+  const std::size_t row_bytes = begun.task.out_stride * element_bytes(rows.element);
+  for (int i = 0; i < piece.tokens; ++i) {
+    std::memcpy(static_cast<std::uint8_t*>(to.out) + i * rows.out_stride * element_bytes(rows.element),
+                static_cast<const std::uint8_t*>(begun.task.out) + i * row_bytes, row_bytes);
+  }
+}
+
+float* Attention::partials_of(const FoldedTask& whole, int kv_head) const {
+  return partials_.as<float>() + whole.partials_at + kv_head * whole.head_floats;
+}
+
+void Attention::fold_when_last(const AttendPiece& piece, int kv_head, const AttendRowsView& rows,
+                               const KvLayer& kv) {
+  std::atomic<int>& left = left_[piece.whole * shape_.num_kv_heads + kv_head];
+  if (left.fetch_sub(1, std::memory_order_acq_rel) != 1) return;
   const FoldedTask& whole = plan_.folded()[piece.whole];
-  one.partials = partials_.as<float>() + whole.partials_at + kv_head * whole.head_floats;
-  kernels_.attend(one, scratch);
-  if (left_[piece.whole * shape_.num_kv_heads + kv_head].fetch_sub(1, std::memory_order_acq_rel) != 1) return;
-  one.first_split = whole.piece.first_split;
-  kernels_.fold(one, whole.piece.end_split);
+  AttendTask all = task(whole.piece, kv_head, rows, kv);
+  all.partials = partials_of(whole, kv_head);
+  kernels_.fold(all);
 }
 
 }  // namespace stafette

@@ -36,21 +36,36 @@ class Attention {
  public:
   Attention(ThreadPool& pool, const Kernels& kernels, const AttendShape& shape, float scale);
 
-  void plan(const std::vector<SequenceView>& sequences);
+  // Block tables are copied: a thread that is left behind reads them after the call.
+  void plan(std::vector<SequenceView> sequences, int block_size);
   void run(const AttendRowsView& rows, const KvLayer& kv);
 
  private:
   AttendTask task(const AttendPiece& piece, int kv_head, const AttendRowsView& rows, const KvLayer& kv) const;
+  // A job on its way: its task writes to the thread's own memory until it is committed.
+  struct Begun {
+    AttendTask task;
+    const Kernels* kernels;
+    void* scratch;
+  };
+  struct Job {
+    Begun begun;
+    int job;
+  };
+
   AttendAhead ahead(int job, const KvLayer& kv) const;
-  void run_job(int job, int thread, const AttendRowsView& rows, const KvLayer& kv);
+  Begun begin(int job, int thread, const AttendRowsView& rows, const KvLayer& kv) const;
+  float* partials_of(const FoldedTask& whole, int kv_head) const;
+  void commit(int job, const Begun& begun, const AttendRowsView& rows, const KvLayer& kv);
+  void fold_when_last(const AttendPiece& piece, int kv_head, const AttendRowsView& rows, const KvLayer& kv);
 
   ThreadPool& pool_;
   const Kernels& kernels_;
   AttendShape shape_;
   float scale_;
   AttendPlan plan_;
-  Buffer scratch_, partials_;
-  std::size_t scratch_bytes_;  // of one thread
+  Buffer scratch_, results_, partials_, tables_;
+  std::size_t scratch_bytes_, result_bytes_ = 0;  // of one thread
   std::vector<std::atomic<int>> left_;  // parts of each folded task and KV head still to come
 };
 

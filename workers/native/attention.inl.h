@@ -324,7 +324,7 @@ void attend_with(const AttendTask& task, void* memory) {
   load_queries<Math>(task, s);
   if (task.partials != nullptr) {
     for (int split = task.first_split; split < task.end_split; ++split)
-      attend_split<Math>(task, split, s, task.partials + std::int64_t{split} * rows * width, ahead);
+      attend_split<Math>(task, split, s, task.partials + std::int64_t{split - task.first_split} * rows * width, ahead);
     return;
   }
   for (int r = 0; r < rows; ++r) s.state[std::int64_t{r} * width + 1] = 0;
@@ -346,12 +346,12 @@ void attend(const AttendTask& task, void* memory) {
 
 // Folds the partials of a task whose splits were computed apart, and writes its output. The first
 // partial of a row serves as its state.
-void fold(const AttendTask& task, int splits) {
+void fold(const AttendTask& task) {
   const int rows = task.tokens * task.group, width = kPartialHead + task.head_dim;
   const std::int64_t step = std::int64_t{rows} * width;
   for (int r = 0; r < rows; ++r) {
     float* state = nullptr;
-    for (int split = task.first_split; split < splits; ++split) {
+    for (int split = 0; split < task.end_split - task.first_split; ++split) {
       float* const partial = task.partials + split * step + std::int64_t{r} * width;
       if (partial[1] == 0) continue;
       if (state == nullptr) {

@@ -84,7 +84,7 @@ struct AttendTask {
   std::int64_t out_stride;
   AttendAhead next;  // what this thread will probably attend to next
   bool cold;         // nothing has been fetched for this task yet
-  float* partials;  // not null: [split][tokens * group][kPartialHead + head_dim] instead of out
+  float* partials;  // not null: [its splits][tokens * group][kPartialHead + head_dim], not out
 };
 constexpr int kPartialHead = 2;  // maximum and sum, ahead of a partial's weighted values
 
@@ -109,7 +109,7 @@ struct Kernels {
   void (*load)(const void* from, int n, Element element, float* to);
 
   void (*attend)(const AttendTask& task, void* scratch);
-  void (*fold)(const AttendTask& task, int splits);
+  void (*fold)(const AttendTask& task);
   std::size_t (*attend_scratch)(int rows, int head_dim);
 };
 

@@ -112,6 +112,10 @@ class Team(_Handle):
         check(library().stafette_engine_new(threads, name, ctypes.byref(self.pointer)))
         self.isa: str = library().stafette_isa(name).decode()
 
+    def quiesce(self) -> None:
+        """Return when no thread reads memory of a past call any more: before that is freed."""
+        library().stafette_engine_quiesce(self.pointer)
+
 
 class Matrix(_Handle):
     """A packed weight matrix. What the parts point to may go once it is made."""

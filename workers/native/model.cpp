@@ -9,7 +9,6 @@
 namespace stafette {
 namespace {
 
-constexpr int kChunkPanels = 4;   // panels that one job takes: up to 64 tokens
 constexpr int kRowsInline = 4;    // rows that are not worth waking others for
 constexpr int kGateUpRows = 32;   // gate rows, then as many up rows: a unit of the fused product
 constexpr int kHeadTiles = 8;     // of the vocabulary, in one job
@@ -141,11 +140,22 @@ void Model::prepare(const StepDesc& step) {
     sequences_.push_back({start, stop - start, step.context_lens[i], blocks});
     std::fill(sequence_of_.begin() + start, sequence_of_.begin() + stop, i);
   }
-  attention_.plan(sequences_);
-  const std::size_t row = sizeof(float) * rows_;
-  x_.reserve(row * padded_);
-  q_.reserve(row * round_up(q_size_, kGroup));
-  attended_.reserve(row * round_up(q_size_, kGroup));
+  attention_.plan(sequences_, desc_.block_size);
+  reserve_rows();
+}
+
+// Nothing may move within a step: a thread that is left behind may still read it.
+void Model::reserve_rows() {
+  const int tokens = std::max(rows_, step_->num_logits);
+  if (tokens <= room_) return;
+  pool_.quiesce();
+  room_ = tokens + tokens / 4;
+  const int outer = std::max(padded_, round_up(q_size_, kGroup)) / kGroup;
+  panels_.reserve(room_, outer);
+  inner_.reserve(room_, round_up(desc_.intermediate_size, kGroup) / kGroup);
+  x_ = Buffer(sizeof(float) * room_ * padded_);
+  q_ = Buffer(sizeof(float) * room_ * round_up(q_size_, kGroup));
+  attended_ = Buffer(sizeof(float) * room_ * round_up(q_size_, kGroup));
 }
 
 template <class Function>
@@ -184,26 +194,50 @@ void Model::pack_rows(const float* rows, std::int64_t stride, const float* norm,
   note(kNorm);
 }
 
+Model::Product Model::begin(const Matrix& weight, const Panels& in, int unit_tiles, int job, int thread) const {
+  const int units = (weight.tiles() + unit_tiles - 1) / unit_tiles;
+  const int unit = job % units, first = job / units * kChunkPanels;
+  Product product{};
+  product.kernels = &kernels_;
+  product.weight = &weight;
+  product.unit = unit;
+  product.tile = unit * unit_tiles;
+  product.tiles = std::min(unit_tiles, weight.tiles() - product.tile);
+  product.token = in.first_token(first);
+  product.num_panels = std::min(kChunkPanels, in.count() - first);
+  product.width = in.width();
+  product.stride = unit_tiles * kTileRows;
+  product.out = thread_floats(thread);
+  for (int p = 0; p < product.num_panels; ++p) {
+    product.panels[p] = in.at(first + p);
+    product.tokens += product.panels[p].tokens;
+  }
+  return product;
+}
+
+void Model::compute(const Product& product, int) {
+  for (int t = 0; t < product.tiles; ++t)
+    for (int p = 0; p < product.num_panels; ++p) {
+      float* const out = product.out + p * product.width * product.stride + t * kTileRows;
+      product.kernels->multiply(*product.weight, product.tile + t, product.panels[p], out, product.stride);
+    }
+}
+
 // Multiplies all rows. A job is `unit_tiles` tiles times a chunk of panels; `done` gets its product
 // as [tokens][unit_tiles * kTileRows] floats while they are in the cache.
 template <class Done>
 void Model::multiply_all(const Matrix& weight, const Panels& in, int unit_tiles, Done&& done) {
   const int units = (weight.tiles() + unit_tiles - 1) / unit_tiles;
   const int chunks = (in.count() + kChunkPanels - 1) / kChunkPanels;
-  const int stride = unit_tiles * kTileRows;
-  pool_.run(units * chunks, [&](int job, int thread) {
-    const int unit = job % units, first = job / units * kChunkPanels;
-    const int stop = std::min(in.count(), first + kChunkPanels);
-    const int tiles = std::min(unit_tiles, weight.tiles() - unit * unit_tiles);
-    float* const product = thread_floats(thread);
-    for (int t = 0; t < tiles; ++t)
-      for (int p = first; p < stop; ++p)
-        kernels_.multiply(weight, unit * unit_tiles + t, in.at(p),
-                          product + (p - first) * in.width() * stride + t * kTileRows, stride);
-    const int token = in.first_token(first);
-    const int tokens = std::min(in.tokens(), in.first_token(stop)) - token;
-    done(unit, token, tokens, product, thread);
-  });
+  // At some 300 billion operations a second; reading a weight costs as much as using it 8 times.
+  const double tokens = std::min(in.tokens(), kChunkPanels * kMaxTokens) + 8.0;
+  const double job_ns = tokens * unit_tiles * kTileRows * weight.columns * 2 / 300;
+  pool_.run<Product>(
+      units * chunks, patience_for(job_ns),
+      [&](int job, int thread) { return begin(weight, in, unit_tiles, job, thread); }, &Model::compute,
+      [&](const Product& product, int thread) {
+        done(product.unit, product.token, product.tokens, product.out, thread);
+      });
 }
 
 void Model::add_product(const Matrix& weight, const Panels& in, Phase phase) {

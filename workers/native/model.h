@@ -18,6 +18,9 @@ class Model {
  public:
   Model(ThreadPool& pool, const Kernels& kernels, const ModelDesc& desc,
         const std::vector<LayerDesc>& layers);
+  ~Model() { pool_.quiesce(); }
+  Model(const Model&) = delete;
+  Model& operator=(const Model&) = delete;
 
   // Throws BadStep before anything is computed or written.
   void step(const StepDesc& step);
@@ -25,6 +28,8 @@ class Model {
   void take_times(double* seconds);  // [kNumPhases], since the last call
 
  private:
+  static constexpr int kChunkPanels = 4;  // panels that one job takes: up to 64 tokens
+
   struct Layer {
     const Matrix *qkv, *output, *gate_up, *down;
     const float *input_norm, *mlp_norm, *qkv_bias, *q_norm, *k_norm;  // padded copies, or null
@@ -48,6 +53,17 @@ class Model {
   void add_product(const Matrix& weight, const Panels& in, Phase phase);
   template <class Function>
   void for_rows(int rows, Function&& function);
+  // A product on its way: some tiles times some panels, into the thread's own memory.
+  struct Product {
+    const Kernels* kernels;
+    const Matrix* weight;
+    int unit, tile, tiles, token, tokens, num_panels, width, stride;
+    Panel panels[kChunkPanels];
+    float* out;
+  };
+  static void compute(const Product& product, int thread);
+  Product begin(const Matrix& weight, const Panels& in, int unit_tiles, int job, int thread) const;
+  void reserve_rows();
   template <class Done>
   void multiply_all(const Matrix& weight, const Panels& in, int unit_tiles, Done&& done);
   float* thread_floats(int thread) const;
@@ -67,7 +83,7 @@ class Model {
   const StepDesc* step_ = nullptr;
   std::vector<SequenceView> sequences_;
   std::vector<std::int32_t> sequence_of_;  // token -> sequence
-  int rows_ = 0;
+  int rows_ = 0, room_ = 0;
   Buffer x_, q_, attended_, thread_floats_;
   std::size_t thread_floats_bytes_;
   Panels panels_, inner_;

@@ -2,6 +2,8 @@
 #pragma once
 
 #include <algorithm>
+#include <cassert>
+#include <cstddef>
 
 #include "buffer.h"
 #include "kernels.h"
@@ -10,17 +12,22 @@ namespace stafette {
 
 class Panels {
  public:
+  // Memory moves here, and nowhere else.
+  void reserve(int tokens, int groups) {
+    room_ = std::size_t(tokens) * groups;
+    values_.reserve(room_ * kGroup * 2);
+    scale_.reserve(room_ * sizeof(float));
+    sum_.reserve(room_ * sizeof(float));
+    zero_.reserve(room_ * sizeof(std::int32_t));
+  }
+
   void shape(int tokens, int groups, Kind kind) {
+    assert(std::size_t(tokens) * groups <= room_);
     tokens_ = tokens;
     groups_ = groups;
     kind_ = kind;
     const int wanted = (tokens + kMaxTokens - 1) / kMaxTokens;
     width_ = wanted == 0 ? 1 : (tokens + wanted - 1) / wanted;  // even panels: 17 tokens are 9 and 8
-    const std::size_t cells = std::size_t(tokens) * groups;
-    values_.reserve(cells * kGroup * (kind == Kind::Bf16 ? 2 : 1));
-    scale_.reserve(cells * sizeof(float));
-    sum_.reserve(cells * sizeof(float));
-    zero_.reserve(cells * sizeof(std::int32_t));
   }
 
   int tokens() const { return tokens_; }
@@ -43,6 +50,7 @@ class Panels {
  private:
   int tokens_ = 0, groups_ = 0, width_ = 1;
   Kind kind_ = Kind::Bf16;
+  std::size_t room_ = 0;  // cells: tokens * groups
   Buffer values_, scale_, sum_, zero_;
 };
 

@@ -16,6 +16,21 @@ void AttendPlan::make(const AttendShape& shape, const std::vector<SequenceView>&
   for (const SequenceView& sequence : sequences) cut_sequence(shape, sequence);
   const auto jobs = static_cast<int>(pieces_.size()) * shape.num_kv_heads;
   if (threads > 1 && jobs < kJobsPerThread * threads) cut_splits(shape, threads);
+  measure(shape);
+}
+
+void AttendPlan::measure(const AttendShape& shape) {
+  result_floats_ = 0;
+  job_ns_ = 0;
+  for (const AttendPiece& piece : pieces_) {
+    const std::int64_t rows = std::int64_t{piece.tokens} * shape.group();
+    const std::int64_t splits = piece.end_split - piece.first_split;
+    const std::int64_t parts = piece.whole < 0 ? 1 : splits;
+    result_floats_ = std::max(result_floats_, parts * rows * (kPartialHead + shape.head_dim));
+    // Some 100 GFLOP/s, and reading a position costs about as much as computing 8 rows.
+    const double flops = 4.0 * static_cast<double>((rows + 8) * splits * kSplit * shape.head_dim);
+    job_ns_ = std::max(job_ns_, flops / 100);
+  }
 }
 
 // The last tokens come first: they see most, and long jobs are best begun early.
@@ -49,7 +64,7 @@ void AttendPlan::cut_splits(const AttendShape& shape, int threads) {
       continue;
     }
     const int rows = piece.tokens * shape.group();
-    const std::int64_t head_floats = std::int64_t{piece.end_split} * rows * (kPartialHead + shape.head_dim);
+    const std::int64_t head_floats = std::int64_t{count} * rows * (kPartialHead + shape.head_dim);
     const int parts = (count + each - 1) / each;
     folded_.push_back({piece, parts, partial_floats_, head_floats});
     partial_floats_ += head_floats * shape.num_kv_heads;

@@ -43,14 +43,18 @@ class AttendPlan {
   const std::vector<AttendPiece>& pieces() const { return pieces_; }
   const std::vector<FoldedTask>& folded() const { return folded_; }
   std::int64_t partial_floats() const { return partial_floats_; }
+  std::int64_t result_floats() const { return result_floats_; }  // at most, of one job
+  double job_ns() const { return job_ns_; }                      // about, of the longest
 
  private:
   void cut_sequence(const AttendShape& shape, const SequenceView& sequence);
   void cut_splits(const AttendShape& shape, int threads);
+  void measure(const AttendShape& shape);
 
   std::vector<AttendPiece> pieces_;
   std::vector<FoldedTask> folded_;
-  std::int64_t partial_floats_ = 0;
+  std::int64_t partial_floats_ = 0, result_floats_ = 0;
+  double job_ns_ = 0;
 };
 
 }  // namespace stafette

@@ -86,10 +86,11 @@ void StandaloneAttention::write(const AttentionDesc& desc) {
 }
 
 void StandaloneAttention::attend(const AttentionDesc& desc) {
-  attention_.plan(sequences_of(desc));
+  attention_.plan(sequences_of(desc), desc.block_size);
   const auto element = static_cast<Element>(desc.row_element);
   const std::int64_t width = std::int64_t{desc.num_heads} * desc.head_dim;
   attention_.run({desc.q, desc.out, element, desc.q_stride, width}, layer_of(desc));
+  pool_.quiesce();  // the queries are the caller's
 }
 
 }  // namespace stafette

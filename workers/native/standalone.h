@@ -12,6 +12,10 @@ class StandaloneAttention {
  public:
   StandaloneAttention(ThreadPool& pool, const Kernels& kernels, const AttentionDesc& desc);
 
+  ~StandaloneAttention() { pool_.quiesce(); }
+  StandaloneAttention(const StandaloneAttention&) = delete;
+  StandaloneAttention& operator=(const StandaloneAttention&) = delete;
+
   // Both throw BadStep before anything is written.
   void write(const AttentionDesc& desc);
   void attend(const AttentionDesc& desc);

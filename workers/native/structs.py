@@ -100,6 +100,7 @@ SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
     "stafette_isa": (c_char_p, [c_char_p]),
     "stafette_engine_new": (c_int, [c_int, c_char_p, _Out]),
     "stafette_engine_free": (None, [c_void_p]),
+    "stafette_engine_quiesce": (None, [c_void_p]),
     "stafette_matrix_new": (
         c_int,
         [c_void_p, c_int, c_int, c_int, POINTER(PartDesc), c_int, _Out],

@@ -75,6 +75,7 @@ class NativeRunner(Runner):
         return max(0, psutil.virtual_memory().available - self._scratch_bytes())
 
     def allocate_kv(self, num_blocks: int) -> None:
+        self._team.quiesce()
         self._pool = None
         size = num_blocks * self.kv_layout.block_bytes
         free = psutil.virtual_memory().available
@@ -119,8 +120,8 @@ class NativeRunner(Runner):
         return self._decoder.take_times()
 
     def close(self) -> None:
-        self._pool = None
         self._decoder.close()
+        self._pool = None
         self._weights.close()
         self._team.close()
 
