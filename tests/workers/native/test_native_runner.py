@@ -1,5 +1,6 @@
 """The native runner against the torch tier in float32, and against itself in other batches."""
 
+import dataclasses
 import importlib.util
 from pathlib import Path
 
@@ -300,3 +301,44 @@ def test_close_may_be_called_twice():
 
     runner.close()
     runner.close()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("token_ids", [1, 99], "token_ids"),
+        ("token_ids", [-1, 0], "token_ids"),
+        ("positions", [0, 5], "positions"),
+        ("positions", [0, 512], "positions"),
+        ("query_starts", [0, 1], "positions"),
+        ("query_starts", [0, 0], "query_starts"),
+        ("context_lens", [1], "context_lens"),
+        ("context_lens", [17], "context_lens"),
+        ("block_tables", [[NUM_BLOCKS]], "block_tables"),
+        ("block_tables", [[-1]], "block_tables"),
+        ("logit_rows", [2], "logit_rows"),
+        ("hidden_rows", [-1], "hidden_rows"),
+    ],
+)
+def test_malformed_steps_are_refused_before_anything_is_written(field, value, message):
+    checkpoint = ToyCheckpoint(toy_spec(vocab_size=99), "int8")
+    runner = make(checkpoint)
+    good = step([(Sequence([1, 2], [3]), 0, 2)])
+
+    with pytest.raises(library.NativeError, match=message):
+        runner.forward(dataclasses.replace(good, **{field: toys.int32(value)}))
+
+    assert not runner.kv_pool().any()
+
+
+def test_busy_neighbours_do_not_change_a_result():
+    """Threads lose their cores in the middle of jobs here, and the caller does those over."""
+    spec = toy_spec(num_heads=6, num_kv_heads=2)
+    checkpoint = ToyCheckpoint(spec, "int4")
+    first, second = sequences(spec, 140, 60)
+    expected = make(checkpoint, num_threads=1).forward(step(whole(first, second))).logits.clone()
+    crowded = make(checkpoint, num_threads=8)  # more threads than cores push each other away
+
+    for _ in range(30):
+        logits = crowded.forward(step(whole(first, second))).logits
+        assert torch.equal(logits, expected)
