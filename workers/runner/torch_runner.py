@@ -29,6 +29,7 @@ from stafette.workers.runner.runner import KvLayout, Runner, StepInputs, StepTen
 from stafette.workers.runner.step_batch import StepBatch
 from stafette.workers.weights.checkpoint import Checkpoint
 
+_TEAM_TOKENS = 32  # on a CPU; a step of fewer is done before its threads are awake
 _OUT_OF_MEMORY = "not enough memory"  # how torch's CPU allocator says so, in a RuntimeError
 
 
@@ -41,8 +42,7 @@ class TorchRunner(Runner):
         self.config, self.spec, self.tp = config, checkpoint.spec, tp
         self.device = choose_device(config)
         self.dtype = choose_dtype(config, self.spec, self.device)
-        if self.device.type == "cpu" and config.num_threads is not None:
-            torch.set_num_threads(config.num_threads)
+        self._num_threads = config.threads
         try:
             self.model = build_model(checkpoint, self.dtype, self.device, tp)
         except torch.OutOfMemoryError as error:
@@ -140,6 +140,8 @@ class TorchRunner(Runner):
         return self.model.hidden(batch.token_ids, step)
 
     def _forward(self, inputs: StepInputs) -> StepTensors:
+        if self.device.type == "cpu":
+            torch.set_num_threads(self._num_threads if inputs.num_tokens >= _TEAM_TOKENS else 1)
         hidden = self._hidden(inputs)
         logits = self.model.logits(self._pick(hidden, inputs.logit_rows))
         if len(inputs.hidden_rows) == 0:
