@@ -54,7 +54,7 @@ class EngineConfig:
     runner: RunnerName = "auto"
     attention_backend: str = "auto"
     enforce_eager: bool = False
-    num_threads: int | None = None  # of the native runner; None: the cores this process may use
+    num_threads: int | None = None  # on a CPU; None: the cores this process may use
     tensor_parallel_size: int = 1
 
     # LoRA
@@ -129,7 +129,7 @@ class EngineConfig:
 
     @property
     def threads(self) -> int:
-        """The cores that the native runner may use."""
+        """The cores that a runner on a CPU may use."""
         return self.num_threads or len(os.sched_getaffinity(0))
 
 
