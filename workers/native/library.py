@@ -62,6 +62,11 @@ def why_not(isa: str = "") -> str | None:
     return None
 
 
+def best_isa() -> str:
+    """Return the name of the kernels that this processor gets."""
+    return str(library().stafette_isa(b"").decode())
+
+
 def library() -> ctypes.CDLL:
     found = _load()
     if isinstance(found, str):

@@ -35,6 +35,8 @@ def why_not(config: EngineConfig, spec: ModelSpec) -> str | None:
     """Return None when the native runner can serve this model, else the reason why it cannot."""
     if reason := library.why_not():
         return reason
+    if library.best_isa() == "scalar":
+        return "without AVX2, torch is faster"
     if spec.moe is not None:
         return "mixtures of experts run on torch"
     if config.enable_lora:
@@ -114,6 +116,16 @@ class NativeRunner(Runner):
         self._decoder.step(desc)
         self.take_times()
         del arrays, block
+
+    @property
+    def isa(self) -> str:
+        """The instruction set whose kernels run."""
+        return self._team.isa
+
+    @property
+    def weight_bytes(self) -> int:
+        """What the packed matrices take; a step of one token reads nearly all of it."""
+        return sum(matrix.num_bytes for matrix in self._weights.matrices)
 
     def take_times(self) -> dict[str, float]:
         """Return the seconds spent in each phase since the last call."""
