@@ -15,9 +15,14 @@ def interpreting() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
+def runs_on(device: torch.device) -> bool:
+    """Whether our kernels run there."""
+    return (device.type == "cuda" or interpreting()) and installed()
+
+
 def applies(x: torch.Tensor) -> bool:
-    """Whether kernels can run where `x` is."""
-    return x.is_cuda and installed()
+    """Whether our kernels run where `x` is."""
+    return runs_on(x.device)
 
 
 @cache

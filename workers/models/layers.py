@@ -7,7 +7,10 @@ import torch
 from torch.nn import functional
 
 from stafette.workers.attention.backend import AttentionBackend, AttentionMetadata
-from stafette.workers.models.linear import Adapters
+from stafette.workers.gpu.launching import applies
+from stafette.workers.models import fused
+from stafette.workers.models.fused import Around, HeadNorms
+from stafette.workers.models.linear import Adapters, OneTokenKernel
 from stafette.workers.models.loading import Matrix, WeightLoader
 from stafette.workers.models.rope import rotate
 
@@ -39,10 +42,17 @@ class RmsNorm:
     """x / rms(x) * weight over the last dimension."""
 
     def __init__(self, weight: torch.Tensor, eps: float) -> None:
-        self._weight, self._eps = weight, eps
+        self.weight, self.eps = weight, eps
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return functional.rms_norm(x, self._weight.shape, self._weight, self._eps)
+        return functional.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+    def of_sum(self, x: torch.Tensor, added: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return x + added, and that normed."""
+        if applies(x):
+            return fused.add_rms_norm(x, added, self.weight, self.eps)
+        x = x + added
+        return x, self(x)
 
 
 class Attention:
@@ -67,15 +77,28 @@ class Attention:
             self._k_norm = RmsNorm(own.vector("k_norm.weight", spec.head_dim), spec.rms_norm_eps)
 
     def __call__(self, x: torch.Tensor, step: Step) -> torch.Tensor:
-        num_tokens = len(x)
-        heads = self.qkv(x, step.adapters).view(num_tokens, -1, self._head_dim)
+        return self.out(self.mix(self.qkv(x, step.adapters), step), step.adapters)
+
+    def mix(self, qkv: torch.Tensor, step: Step) -> torch.Tensor:
+        """Attend: from [tokens, q, k and v of all heads] to [tokens, all heads]."""
+        heads = qkv.view(len(qkv), -1, self._head_dim)
         rotating = self._num_heads + self._num_kv_heads
-        turned = rotate(self._normed(heads[:, :rotating]), step.cos, step.sin)
+        turned = self._turned(heads[:, :rotating], step)
         q, k, v = turned[:, : self._num_heads], turned[:, self._num_heads :], heads[:, rotating:]
         layer_kv = step.kv[self._layer]
         step.attention.write(k, v, layer_kv, step.meta)
-        mixed = step.attention.attend(q, layer_kv, step.meta)
-        return self.out(mixed.reshape(num_tokens, -1), step.adapters)
+        return step.attention.attend(q, layer_kv, step.meta).reshape(len(qkv), -1)
+
+    def _turned(self, heads: torch.Tensor, step: Step) -> torch.Tensor:
+        if not applies(heads):
+            return rotate(self._normed(heads), step.cos, step.sin)
+        fused.norm_rope(heads, self._num_heads, self._head_norms(), step.cos, step.sin)
+        return heads
+
+    def _head_norms(self) -> HeadNorms | None:
+        if self._q_norm is None or self._k_norm is None:
+            return None
+        return HeadNorms(self._q_norm.weight, self._k_norm.weight, self._q_norm.eps)
 
     def _normed(self, heads: torch.Tensor) -> torch.Tensor:
         if self._q_norm is None or self._k_norm is None:
@@ -100,8 +123,28 @@ class SwiGlu:
 
 
 def swiglu(gate_up: torch.Tensor) -> torch.Tensor:
+    if applies(gate_up):
+        return fused.silu_and_mul(gate_up)
     gate, up = gate_up.chunk(2, dim=-1)
     return functional.silu(gate).mul_(up)
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """A dense layer's four products, where each takes norms, gate and additions along."""
+
+    qkv: OneTokenKernel
+    out: OneTokenKernel
+    gate_up: OneTokenKernel
+    down: OneTokenKernel
+
+
+def _chain(attention: Attention, feed_forward: FeedForward) -> Chain | None:
+    if not isinstance(feed_forward, SwiGlu):
+        return None
+    linears = attention.qkv, attention.out, feed_forward.gate_up, feed_forward.down
+    kernels = [linear.one_token for linear in linears if linear.one_token is not None]
+    return Chain(*kernels) if len(kernels) == len(linears) else None
 
 
 class DecoderLayer:
@@ -114,7 +157,17 @@ class DecoderLayer:
         self._before = RmsNorm(weights.vector("input_layernorm.weight", size), eps)
         self._between = RmsNorm(weights.vector("post_attention_layernorm.weight", size), eps)
         self.attention, self.feed_forward = attention, feed_forward
+        self._chain = _chain(attention, feed_forward)
 
     def __call__(self, x: torch.Tensor, step: Step) -> torch.Tensor:
-        x = x + self.attention(self._before(x), step)
-        return x + self.feed_forward(self._between(x), step)
+        if len(x) == 1 and self._chain is not None and step.adapters is None:
+            return self._one_token(x, step, self._chain)
+        x, normed = self._between.of_sum(x, self.attention(self._before(x), step))
+        return x + self.feed_forward(normed, step)
+
+    def _one_token(self, x: torch.Tensor, step: Step, chain: Chain) -> torch.Tensor:
+        before, between = self._before, self._between
+        qkv = chain.qkv.one_token(x, Around(before.weight, before.eps))
+        x = chain.out.one_token(self.attention.mix(qkv, step), Around(residual=x))
+        inner = chain.gate_up.one_token(x, Around(between.weight, between.eps, gated=True))
+        return chain.down.one_token(inner, Around(residual=x))

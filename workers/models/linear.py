@@ -2,11 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch.nn import functional
 
+from stafette.workers.gpu.launching import applies
+from stafette.workers.models import fused
+from stafette.workers.models.fused import ALONE, Around
 from stafette.workers.models.sharding import SOLO, TensorParallel
 
 
@@ -14,6 +17,13 @@ class Kernel(Protocol):
     """Returns x @ weight.T + bias."""
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor: ...
+
+
+@runtime_checkable
+class OneTokenKernel(Kernel, Protocol):
+    """A product that takes a single token's norm, gate or residual along."""
+
+    def one_token(self, x: torch.Tensor, around: Around = ALONE) -> torch.Tensor: ...
 
 
 class DenseKernel:
@@ -24,6 +34,16 @@ class DenseKernel:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return functional.linear(x, self._weight, self._bias)
+
+
+class GpuKernel(DenseKernel):
+    """torch's product, but for one token a kernel of our own."""
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return self.one_token(x) if len(x) == 1 else super().__call__(x)
+
+    def one_token(self, x: torch.Tensor, around: Around = ALONE) -> torch.Tensor:
+        return fused.gemv(x, self._weight, self._bias, around)
 
 
 class PackedKernel:
@@ -45,7 +65,7 @@ def dense_kernel(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Kern
     packs = hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
     if weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and packs:
         return PackedKernel(weight, bias)
-    return DenseKernel(weight, bias)
+    return GpuKernel(weight, bias) if applies(weight) else DenseKernel(weight, bias)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +92,12 @@ class Linear:
         self._kernel = kernel
         self._reduces = reduces  # the ranks whose products add up to the whole
         self.parts = tuple(parts)
+
+    @property
+    def one_token(self) -> OneTokenKernel | None:
+        """The kernel alone, where it is the whole product and can take more along."""
+        whole = self._reduces.size == 1
+        return self._kernel if whole and isinstance(self._kernel, OneTokenKernel) else None
 
     def __call__(self, x: torch.Tensor, adapters: Adapters | None = None) -> torch.Tensor:
         out = self._kernel(x)

@@ -8,6 +8,7 @@ import torch
 
 from stafette.workers.errors import CheckpointError
 from stafette.workers.models.linear import Kernel, Linear, Part, dense_kernel
+from stafette.workers.models.quantized import linear_from
 from stafette.workers.models.sharding import TensorParallel
 from stafette.workers.weights.checkpoint import GROUP, Checkpoint, GroupedWeight, Weight
 
@@ -84,6 +85,9 @@ class WeightLoader:
         return Linear(self._kernel([self._matrix(matrix)], self._bias(matrix)), [part])
 
     def _kernel(self, pieces: Sequence[Weight], bias: torch.Tensor | None) -> Kernel:
+        packed = linear_from(pieces, bias, self.device)
+        if packed is not None:
+            return packed
         dense = torch.cat([_dense(piece, self.dtype) for piece in pieces]).to(self.device)
         return dense_kernel(dense, None if bias is None else bias.to(self.device))
 

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from stafette.workers.gpu.launching import early, interpreting, options
+from stafette.workers.gpu.launching import early, interpreting, options, runs_on
 from stafette.workers.models.fused import ALONE, Around, around_switches, around_tensors
-from stafette.workers.weights.checkpoint import GROUP, GroupedWeight
+from stafette.workers.weights.checkpoint import GROUP, GroupedWeight, Weight
 
 _GEMV_BYTES = 4096  # of codes that a program has in flight
 _FEW_TOKENS = 32  # up to here a product only streams weights
@@ -87,6 +87,17 @@ class PackedLinear:
     def _constants(self, rows: int) -> dict[str, int]:
         columns, offset = self.shape[1], self.offset is not None
         return {"ROWS": rows, "COLUMNS": columns, "BITS": self.bits, "OFFSET": offset}
+
+
+def linear_from(
+    pieces: Sequence[Weight], bias: torch.Tensor | None, device: torch.device
+) -> PackedLinear | None:
+    """Return one product of matrices stacked up; None where they cannot stay packed."""
+    grouped = [piece for piece in pieces if isinstance(piece, GroupedWeight)]
+    if len(grouped) < len(pieces) or not runs_on(device):
+        return None
+    joined = join_rows(grouped)
+    return None if joined is None else PackedLinear(joined, bias, device)
 
 
 def join_rows(pieces: Sequence[GroupedWeight]) -> GroupedWeight | None:

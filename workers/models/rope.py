@@ -3,6 +3,7 @@
 import math
 
 import torch
+from torch.nn import functional
 
 from stafette.workers.errors import CheckpointError
 from stafette.workers.models.spec import RopeSpec
@@ -14,11 +15,25 @@ class Rope:
     def __init__(self, spec: RopeSpec, head_dim: int, device: torch.device) -> None:
         frequencies, self._gain = _frequencies(spec, head_dim)
         self._frequencies = frequencies.to(device)
+        self._table: torch.Tensor | None = None
+
+    def tabulate(self, length: int, dtype: torch.dtype) -> None:
+        """Keep the angles of all positions: then `angles` is one look-up instead of ten steps."""
+        positions = torch.arange(length, device=self._frequencies.device)
+        self._table = torch.cat(self._compute(positions, dtype), -1)[:, 0]
 
     def angles(
         self, positions: torch.Tensor, dtype: torch.dtype
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return (cos, sin), each [tokens, 1, head_dim]; sin carries the half-split's signs."""
+        if self._table is None or self._table.dtype != dtype:
+            return self._compute(positions, dtype)
+        cos, sin = functional.embedding(positions, self._table)[:, None].chunk(2, -1)
+        return cos, sin
+
+    def _compute(
+        self, positions: torch.Tensor, dtype: torch.dtype
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         angles = positions[:, None, None].float() * self._frequencies
         cos, sin = angles.cos(), angles.sin()
         if self._gain != 1.0:

@@ -99,6 +99,7 @@ class TorchRunner(Runner):
         """Let graphs serve the steps of pure decode from now on."""
         length = self.config.max_model_len or self.spec.max_position_embeddings
         limits = GraphLimits(self.config.max_num_seqs, length, self.config.block_size)
+        self.model.rope.tabulate(length, self.dtype)
         self._graphs = DecodeGraphs(self.forward_tensors, limits, gpu)
         with torch.no_grad():
             self._graphs.capture()

@@ -17,7 +17,10 @@ TESTS = Path(__file__).resolve().parents[2]
 CONTRACT = "triton and not random and not (stored and fp8_pool)"
 SUITES = {
     "attention_contract": ["workers/attention/test_contract.py", "-k", CONTRACT],
-    "attention_kernels": ["workers/gpu/test_attention_kernels.py"],
+    "kernels": [
+        f"workers/gpu/test_{name}.py"
+        for name in ("attention_kernels", "fused_kernels", "quantized_kernels", "fused_models")
+    ],
 }
 
 
