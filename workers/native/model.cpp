@@ -134,6 +134,7 @@ void Model::prepare(const StepDesc& step) {
   rows_ = step.num_tokens;
   sequences_.clear();
   sequence_of_.resize(rows_);
+  place_.resize(rows_);
   for (int i = 0; i < step.num_seqs; ++i) {
     const int start = step.query_starts[i], stop = step.query_starts[i + 1];
     const std::int32_t* const blocks = step.block_tables + std::int64_t{i} * step.table_width;
@@ -281,8 +282,31 @@ void Model::attention_block(const Layer& layer, int index) {
                    layer_bytes * desc_.num_layers, kv_heads * head_bytes, head_bytes, block_shift, element};
   attention_.run({q_.as<float>(), attended_.as<float>(), Element::Float32, stride, stride}, kv);
   note(kAttend);
+  if (index == desc_.num_layers - 1) keep_wanted_rows();
   pack_rows(attended_.as<float>(), stride, nullptr, *layer.output, panels_);
   add_product(*layer.output, panels_, kOutput);
+}
+
+// Past the last layer's attention, only rows that somebody asked for go on: they move together.
+void Model::keep_wanted_rows() {
+  std::fill(place_.begin(), place_.end(), -1);
+  for (int i = 0; i < step_->num_logits; ++i) place_[step_->logit_rows[i]] = 0;
+  for (int i = 0; i < step_->num_hidden; ++i) place_[step_->hidden_rows[i]] = 0;
+  const std::int64_t wide = padded_, stride = round_up(q_size_, kGroup);
+  int kept = 0;
+  for (int row = 0; row < rows_; ++row) {
+    if (place_[row] < 0) continue;
+    if (kept != row) {
+      std::memcpy(x_.as<float>() + kept * wide, x_.as<float>() + row * wide, wide * sizeof(float));
+      std::memcpy(attended_.as<float>() + kept * stride, attended_.as<float>() + row * stride, stride * sizeof(float));
+    }
+    place_[row] = kept++;
+  }
+  rows_ = kept;
+}
+
+const float* Model::wanted_row(int token) const {
+  return x_.as<float>() + std::int64_t{place_[token]} * padded_;
 }
 
 // Bias, norm and rope of one head of one token; queries go to their buffer.
@@ -333,7 +357,7 @@ void Model::head() {
   panels_.shape(rows_, head_->groups, head_->kind);
   for_rows(rows_, [&](int row, int thread) {
     float* const normed = thread_floats(thread);
-    const float* const x = x_.as<float>() + std::int64_t{step_->logit_rows[row]} * padded_;
+    const float* const x = wanted_row(step_->logit_rows[row]);
     kernels_.norm(x, final_norm_, hidden_, padded_, desc_.norm_eps, normed);
     kernels_.pack(normed, head_->groups, head_->kind, panels_.at(row / panels_.width()), row % panels_.width());
   });
@@ -351,7 +375,7 @@ void Model::head() {
 void Model::hidden_rows() {
   float* const normed = thread_floats(0);
   for (int i = 0; i < step_->num_hidden; ++i) {
-    const float* const x = x_.as<float>() + std::int64_t{step_->hidden_rows[i]} * padded_;
+    const float* const x = wanted_row(step_->hidden_rows[i]);
     kernels_.norm(x, final_norm_, hidden_, padded_, desc_.norm_eps, normed);
     std::memcpy(step_->hidden + std::int64_t{i} * hidden_, normed, hidden_ * sizeof(float));
   }

@@ -46,6 +46,8 @@ class Model {
   void mlp_block(const Layer& layer);
   void finish_head(const Layer& layer, int head, int token, float* values) const;
   void write_kv(int layer, int head, bool is_value, int token, const float* values) const;
+  void keep_wanted_rows();
+  const float* wanted_row(int token) const;
   void head();
   void hidden_rows();
 
@@ -83,6 +85,7 @@ class Model {
   const StepDesc* step_ = nullptr;
   std::vector<SequenceView> sequences_;
   std::vector<std::int32_t> sequence_of_;  // token -> sequence
+  std::vector<std::int32_t> place_;  // token -> its row past the last layer's attention; -1: none
   int rows_ = 0, room_ = 0;
   Buffer x_, q_, attended_, thread_floats_;
   std::size_t thread_floats_bytes_;
