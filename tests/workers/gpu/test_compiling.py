@@ -164,7 +164,8 @@ def test_attention_fits_an_h200(head_dim, kv_dtype):
     compiled = attention(head_dim, kv_dtype)
 
     assert set(compiled) == {"store_kv", "decode", "merge_splits", "prefill"}
-    assert {made.stack_bytes for made in compiled.values()} == {0}
+    # Triton 3.7 keeps one 16-byte value there, 3.9 none; a kernel short of registers keeps more.
+    assert max(made.stack_bytes for made in compiled.values()) <= 16
     assert max(made.shared_bytes for made in compiled.values()) <= SHARED_BYTES
     # Three decoding programs must fit on an SM together: see decode_tiles.
     assert 3 * compiled["decode"].shared_bytes <= SHARED_BYTES
