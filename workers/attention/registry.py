@@ -10,8 +10,8 @@ from stafette.workers.errors import ConfigError
 # Best first: `auto` takes the first that can serve.
 BACKENDS = {
     "cpu": ("stafette.workers.attention.cpu", "CpuAttention"),
-    "flash_attn": ("stafette.workers.attention.flash_attn", "FlashAttention"),
     "triton": ("stafette.workers.attention.triton_attention", "TritonAttention"),
+    "flash_attn": ("stafette.workers.attention.flash_attn", "FlashAttention"),
     "torch": ("stafette.workers.attention.torch_attention", "TorchAttention"),
     "reference": ("stafette.workers.attention.reference", "ReferenceAttention"),
 }
