@@ -39,7 +39,7 @@ def _load() -> ctypes.CDLL | str:
         path for suffix in EXTENSION_SUFFIXES if (path := folder / f"{_NAME}{suffix}").is_file()
     ]
     if not found:
-        return "the native library was not built (no C++ compiler when stafette was installed)"
+        return "the native library was not built: install a C++ compiler (g++), then stafette again"
     try:
         library = ctypes.CDLL(str(found[0]))
         for name, (result, arguments) in SIGNATURES.items():
