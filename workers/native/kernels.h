@@ -96,14 +96,14 @@ struct Kernels {
 
   // Puts `values` (of `groups` * kGroup) into the panel as its token `slot`.
   void (*pack)(const float* values, int groups, Kind kind, const Panel& panel, int slot);
-  // The same for one group only: what a fused epilogue has at hand.
-  void (*pack_group)(const float* values, int group, Kind kind, const Panel& panel, int slot);
+  // Puts silu(gate) * up into the panel as its group `group`. The product is, for each of the panel's
+  // tokens, kGroup gate values and then kGroup up values.
+  void (*swiglu)(const float* product, int group, Kind kind, const Panel& panel);
 
   // out = x / rms(x) * weight, rms over n; arrays are padded with zeros to a multiple of 16.
   void (*norm)(const float* x, const float* weight, int n, int padded, float eps, float* out);
   void (*rope)(float* head, const float* cos, const float* sin, int head_dim);
   void (*add)(float* into, const float* from, int n);
-  void (*swiglu)(const float* gate, const float* up, int n, float* out);
   // n is a multiple of 16, as head sizes are.
   void (*store)(const float* from, int n, Element element, void* to);
   void (*load)(const void* from, int n, Element element, float* to);

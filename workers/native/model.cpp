@@ -10,7 +10,6 @@ namespace stafette {
 namespace {
 
 constexpr int kRowsInline = 4;    // rows that are not worth waking others for
-constexpr int kGateUpRows = 32;   // gate rows, then as many up rows: a unit of the fused product
 constexpr int kHeadTiles = 8;     // of the vocabulary, in one job
 
 int round_up(int n, int to) { return (n + to - 1) / to * to; }
@@ -46,7 +45,7 @@ Model::Model(ThreadPool& pool, const Kernels& kernels, const ModelDesc& desc,
       kv_size_(desc.num_kv_heads * desc.head_dim) {
   final_norm_ = keep(desc.final_norm, hidden_);
   for (const LayerDesc& layer : layers) layers_.push_back(keep_layer(layer));
-  const int widest = std::max({desc.head_dim, 2 * kGateUpRows, kHeadTiles * kTileRows});
+  const int widest = std::max({desc.head_dim, 2 * kGroup, kHeadTiles * kTileRows});
   const std::size_t product = std::size_t(kChunkPanels) * kMaxTokens * widest;
   thread_floats_bytes_ = (product + padded_ + 4 * kGroup) * sizeof(float);
   thread_floats_ = Buffer(thread_floats_bytes_ * pool.threads());
@@ -337,14 +336,12 @@ void Model::write_kv(int layer, int head, bool is_value, int token, const float*
 void Model::mlp_block(const Layer& layer) {
   pack_rows(x_.as<float>(), padded_, layer.mlp_norm, *layer.gate_up, panels_);
   inner_.shape(rows_, layer.down->groups, layer.down->kind);
-  constexpr int kColumns = 2 * kGateUpRows;
+  constexpr int kColumns = 2 * kGroup;
   multiply_all(*layer.gate_up, panels_, kColumns / kTileRows,
                [&](int unit, int token, int tokens, float* product, int) {
-                 for (int i = 0; i < tokens; ++i) {
-                   float* const gate = product + i * kColumns;
-                   kernels_.swiglu(gate, gate + kGateUpRows, kGateUpRows, gate);
-                   const int row = token + i, width = inner_.width();
-                   kernels_.pack_group(gate, unit, inner_.kind(), inner_.at(row / width), row % width);
+                 for (int i = 0; i < tokens; i += inner_.width()) {
+                   const Panel panel = inner_.at((token + i) / inner_.width());
+                   kernels_.swiglu(product + i * kColumns, unit, inner_.kind(), panel);
                  }
                });
   note(kGateUp);

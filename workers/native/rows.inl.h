@@ -85,19 +85,17 @@ void add(float* into, const float* from, int n) {
   for (; i < n; ++i) into[i] += from[i];
 }
 
-void swiglu(const float* gate, const float* up, int n, float* out) {
+void swiglu(const float* product, int group, Kind kind, const Panel& panel) {
   const Vec minus_log2e = splat(-1.44269504f);
-  for (int i = 0; i < n; i += kLanes) {
-    const Vec g = load(gate + i);
-    store(out + i, g / (splat(1) + exp2(g * minus_log2e)) * load(up + i));
+  for (int slot = 0; slot < panel.tokens; ++slot) {
+    const float* const gate = product + slot * 2 * kGroup;
+    float values[kGroup];
+    for (int i = 0; i < kGroup; i += kLanes) {
+      const Vec g = load(gate + i);
+      store(values + i, g / (splat(1) + exp2(g * minus_log2e)) * load(gate + kGroup + i));
+    }
+    pack_group(values, group, kind, panel, slot);
   }
-}
-
-inline std::uint16_t bf16_of(float x) {
-  std::uint32_t bits;
-  std::memcpy(&bits, &x, 4);
-  if (x != x) return static_cast<std::uint16_t>(bits >> 16 | 0x40);
-  return static_cast<std::uint16_t>((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
 }
 
 template <Element kElement>

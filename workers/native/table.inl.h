@@ -7,8 +7,8 @@ namespace {
 #include "multiply.inl.h"
 #include "attention.inl.h"
 
-const Kernels kTable = {STAFETTE_ISA, multiply,  pack,     pack_group, norm, rope,          add,
-                        swiglu,       store_row, load_row, attend,     fold, attend_scratch};
+const Kernels kTable = {STAFETTE_ISA, multiply,  pack,     swiglu, norm, rope,          add,
+                        store_row,    load_row,  attend,   fold,   attend_scratch};
 
 }  // namespace
 

@@ -1,6 +1,7 @@
 """Runs a model on the native CPU library: a whole step is one call."""
 
 import mmap
+import weakref
 from contextlib import suppress
 
 import numpy as np
@@ -13,7 +14,7 @@ from stafette.workers.models.spec import ModelSpec
 from stafette.workers.native import library
 from stafette.workers.native.library import Decoder, Team
 from stafette.workers.native.structs import Element, StepDesc
-from stafette.workers.runner.native_weights import WeightPacker
+from stafette.workers.runner.native_weights import NativeWeights, WeightPacker
 from stafette.workers.runner.runner import KvLayout, Runner, StepInputs, StepTensors
 from stafette.workers.weights.checkpoint import Checkpoint
 
@@ -54,6 +55,24 @@ def why_not(config: EngineConfig, spec: ModelSpec) -> str | None:
     return None
 
 
+class _Resources:
+    """What the library holds and reads. Threads may read the pool after a step: it goes last."""
+
+    def __init__(self, team: Team) -> None:
+        self.team = team
+        self.weights: NativeWeights | None = None
+        self.decoder: Decoder | None = None
+        self.pool: torch.Tensor | None = None
+
+    def close(self) -> None:
+        if self.decoder is not None:
+            self.decoder.close()  # waits for such threads
+        if self.weights is not None:
+            self.weights.close()
+        self.team.close()
+        self.pool = None
+
+
 class NativeRunner(Runner):
     """Quantized weights stay quantized; dense ones become bfloat16."""
 
@@ -64,13 +83,12 @@ class NativeRunner(Runner):
         self.device = torch.device("cpu")
         self.kv_layout = _layout(config, checkpoint.spec)
         self._team = Team(config.threads, isa)
-        packer = WeightPacker(checkpoint, self._team)
-        self._weights = packer.pack(self._num_positions())
-        self._weights.desc.block_size = config.block_size
-        self._weights.desc.kv_element = _KV_ELEMENTS[self.kv_layout.dtype]
+        self._held = _Resources(self._team)
+        self._close = weakref.finalize(self, self._held.close)
+        self._weights = self._held.weights = self._pack(checkpoint)
         self._decoder = Decoder(self._team, self._weights.desc, self._weights.layers)
+        self._held.decoder = self._decoder
         self._desc = StepDesc()
-        self._pool: torch.Tensor | None = None
         self._logits = torch.empty(_FEW_ROWS, self.spec.vocab_size)
 
     def free_bytes(self) -> int:
@@ -78,7 +96,7 @@ class NativeRunner(Runner):
 
     def allocate_kv(self, num_blocks: int) -> None:
         self._team.quiesce()
-        self._pool = None
+        self._held.pool = None
         size = num_blocks * self.kv_layout.block_bytes
         free = psutil.virtual_memory().available
         if size > free:
@@ -86,11 +104,11 @@ class NativeRunner(Runner):
             remedy = f"the pool does not fit; lower it to {fitting}"
             raise OutOfMemory("num_kv_blocks", num_blocks, remedy)
         flat = torch.frombuffer(_zeroed(size), dtype=_KV_DTYPES[self.kv_layout.dtype])
-        self._pool = flat.view(num_blocks, *self.kv_layout.shape)
+        self._held.pool = flat.view(num_blocks, *self.kv_layout.shape)
 
     def kv_pool(self) -> torch.Tensor:
-        assert self._pool is not None, "allocate_kv comes first"
-        return self._pool
+        assert self._held.pool is not None, "allocate_kv comes first"
+        return self._held.pool
 
     def forward(self, inputs: StepInputs) -> StepTensors:
         pool, rows = self.kv_pool(), len(inputs.logit_rows)
@@ -114,6 +132,7 @@ class NativeRunner(Runner):
         desc = StepDesc(num_blocks=1, kv_pool=block.ctypes.data, logits=self._logits.data_ptr())
         arrays = _fill(desc, inputs)
         self._decoder.step(desc)
+        self._team.quiesce()  # nobody reads the block any more
         self.take_times()
         del arrays, block
 
@@ -132,10 +151,13 @@ class NativeRunner(Runner):
         return self._decoder.take_times()
 
     def close(self) -> None:
-        self._decoder.close()
-        self._pool = None
-        self._weights.close()
-        self._team.close()
+        self._close()
+
+    def _pack(self, checkpoint: Checkpoint) -> NativeWeights:
+        weights = WeightPacker(checkpoint, self._team).pack(self._num_positions())
+        weights.desc.block_size = self.config.block_size
+        weights.desc.kv_element = _KV_ELEMENTS[self.kv_layout.dtype]
+        return weights
 
     def _num_positions(self) -> int:
         longest = self.spec.max_position_embeddings
