@@ -4,14 +4,16 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from stafette.workers.batch import TokenLogprobs
+from stafette.workers.errors import RequestError
 from stafette.workers.sampling.params import SamplingParams
 
+MAX_PRIORITY = 1_000_000
 FinishReason = Literal["stop", "length", "abort", "error"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """One prompt and how to continue it."""
+    """One prompt and how to continue it. Checked when made, for it may come from anywhere."""
 
     request_id: str
     prompt_token_ids: list[int]
@@ -21,6 +23,31 @@ class Request:
     lora: str | None = None  # an adapter's name
     cache_salt: str | None = None  # requests with different salts never share KV
     detokenize: bool = True
+
+    def __post_init__(self) -> None:
+        _check_type("prompt_token_ids", self.prompt_token_ids, list)
+        _check_type("params", self.params, SamplingParams)
+        _check_type("priority", self.priority, int)
+        if abs(self.priority) > MAX_PRIORITY:
+            remedy = f"must be in -{MAX_PRIORITY}..{MAX_PRIORITY}"
+            raise RequestError("priority", self.priority, remedy)
+        for name in ("request_id", "prompt", "lora", "cache_salt"):
+            _check_text(name, getattr(self, name), required=name == "request_id")
+
+
+def _check_type(name: str, value: object, kind: type) -> None:
+    if not isinstance(value, kind):
+        raise RequestError(name, value, f"must be of type {kind.__name__}")
+
+
+def _check_text(name: str, value: object, required: bool) -> None:
+    if value is None and not required:
+        return
+    _check_type(name, value, str)
+    try:
+        str(value).encode()
+    except UnicodeEncodeError as error:  # half of a surrogate pair, which JSON can carry
+        raise RequestError(name, value, f"must be valid Unicode: {error.reason}") from None
 
 
 @dataclass(frozen=True, slots=True)

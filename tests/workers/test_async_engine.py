@@ -132,3 +132,25 @@ async def test_tokens_that_are_no_numbers_are_refused(engine, tokens):
         await answer(engine, wrong)
 
     assert (await answer(engine, request(engine, "good")))[0]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("request_id", 7),
+        ("priority", "high"),
+        ("priority", 10**400),
+        ("cache_salt", 5),
+        ("cache_salt", "\ud800"),
+        ("lora", ["a"]),
+        ("prompt_token_ids", "hello"),
+        ("params", {"temperature": 0}),
+    ],
+)
+def test_a_field_of_the_wrong_kind_is_refused_before_the_engine_sees_it(field, value):
+    fields = {"request_id": "r", "prompt_token_ids": [1], "params": SamplingParams()}
+
+    with pytest.raises(RequestError) as caught:
+        Request(**{**fields, field: value})
+
+    assert caught.value.field == field
