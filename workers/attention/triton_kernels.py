@@ -20,25 +20,10 @@ _FP8_MAX = tl.constexpr(448.0)
 
 @triton.jit
 def store_kv(
-    k,
-    v,
-    kv,
-    slots,
-    k_token,
-    k_head,
-    v_token,
-    v_head,
-    kv_block,
-    kv_value,
-    kv_head,
-    HEADS: tl.constexpr,
-    HEADS_PADDED: tl.constexpr,
-    DIM: tl.constexpr,
-    DIM_PADDED: tl.constexpr,
-    PAGE: tl.constexpr,
-    FP8: tl.constexpr,
-    EARLY: tl.constexpr,
-):
+    k, v, kv, slots, k_token, k_head, v_token, v_head, kv_block, kv_value, kv_head,
+    HEADS: tl.constexpr, HEADS_PADDED: tl.constexpr, DIM: tl.constexpr, DIM_PADDED: tl.constexpr,
+    PAGE: tl.constexpr, FP8: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
     """Write one token's K and V, all heads, to its slot; a slot below 0 is skipped."""
     wait(EARLY)
     token = tl.program_id(0).to(tl.int64)
@@ -74,16 +59,9 @@ def _split_tokens(length, SPLIT: tl.constexpr, MAX_SPLITS: tl.constexpr):
 
 @triton.jit
 def _load_tile(
-    base,
-    table,
-    start,
-    stop,
-    kv_block,
-    DIM: tl.constexpr,
-    DIM_PADDED: tl.constexpr,
-    PAGE: tl.constexpr,
-    TILE: tl.constexpr,
-):
+    base, table, start, stop, kv_block, DIM: tl.constexpr, DIM_PADDED: tl.constexpr,
+    PAGE: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
     """Return pointers to tokens start … start + TILE of one head's K, and which are real."""
     tokens = start + tl.arange(0, TILE)
     dims = tl.arange(0, DIM_PADDED)[None, :]
@@ -115,36 +93,12 @@ def _absorb(q, keys, values, seen, scale, best, total, mixed, MASKED: tl.constex
 
 @triton.jit
 def decode(
-    q,
-    kv,
-    tables,
-    starts,
-    lens,
-    out,
-    lse,
-    num_splits,
-    scale,
-    q_token,
-    q_head,
-    table_row,
-    kv_block,
-    kv_value,
-    kv_head,
-    out_row,
-    HEADS: tl.constexpr,
-    GROUP: tl.constexpr,
-    ROWS: tl.constexpr,
-    DIM: tl.constexpr,
-    DIM_PADDED: tl.constexpr,
-    PAGE: tl.constexpr,
-    TILE: tl.constexpr,
-    SPLIT: tl.constexpr,
-    MAX_SPLITS: tl.constexpr,
-    WINDOW: tl.constexpr,
-    WHOLE: tl.constexpr,
-    COMPUTE: tl.constexpr,
-    EARLY: tl.constexpr,
-):
+    q, kv, tables, starts, lens, out, lse, num_splits, scale, q_token, q_head, table_row,
+    kv_block, kv_value, kv_head, out_row, HEADS: tl.constexpr, GROUP: tl.constexpr,
+    ROWS: tl.constexpr, DIM: tl.constexpr, DIM_PADDED: tl.constexpr, PAGE: tl.constexpr,
+    TILE: tl.constexpr, SPLIT: tl.constexpr, MAX_SPLITS: tl.constexpr, WINDOW: tl.constexpr,
+    WHOLE: tl.constexpr, COMPUTE: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
     """Attend for sequences of one query: splits program_id(2), + programs, … of one KV head.
 
     WHOLE: there is one split, whose result is the answer, written to out[token, head]. Otherwise
@@ -200,23 +154,10 @@ def decode(
 
 @triton.jit
 def merge_splits(
-    parts,
-    lse,
-    starts,
-    lens,
-    out,
-    out_row,
-    num_splits,
-    HEADS: tl.constexpr,
-    DIM: tl.constexpr,
-    DIM_PADDED: tl.constexpr,
-    TILE: tl.constexpr,
-    SPLIT: tl.constexpr,
-    MAX_SPLITS: tl.constexpr,
-    WINDOW: tl.constexpr,
-    CHUNK: tl.constexpr,
-    EARLY: tl.constexpr,
-):
+    parts, lse, starts, lens, out, out_row, num_splits, HEADS: tl.constexpr, DIM: tl.constexpr,
+    DIM_PADDED: tl.constexpr, TILE: tl.constexpr, SPLIT: tl.constexpr, MAX_SPLITS: tl.constexpr,
+    WINDOW: tl.constexpr, CHUNK: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
     """Weigh a head's splits into its answer, always in the same order."""
     wait(EARLY)
     seq = tl.program_id(0)
@@ -269,30 +210,11 @@ def _sequence_of(block, starts, num_seqs, QUERIES: tl.constexpr):
 
 @triton.jit
 def prefill(
-    q,
-    kv,
-    tables,
-    starts,
-    lens,
-    out,
-    num_seqs,
-    scale,
-    q_token,
-    q_head,
-    table_row,
-    kv_block,
-    kv_value,
-    kv_head,
-    out_row,
-    GROUP: tl.constexpr,
-    ROWS: tl.constexpr,
-    DIM: tl.constexpr,
-    DIM_PADDED: tl.constexpr,
-    PAGE: tl.constexpr,
-    TILE: tl.constexpr,
-    WINDOW: tl.constexpr,
+    q, kv, tables, starts, lens, out, num_seqs, scale, q_token, q_head, table_row, kv_block,
+    kv_value, kv_head, out_row, GROUP: tl.constexpr, ROWS: tl.constexpr, DIM: tl.constexpr,
+    DIM_PADDED: tl.constexpr, PAGE: tl.constexpr, TILE: tl.constexpr, WINDOW: tl.constexpr,
     COMPUTE: tl.constexpr,
-):
+):  # fmt: skip
     """Attend for sequences of several queries: one block of queries, all heads of one KV head."""
     QUERIES: tl.constexpr = ROWS // GROUP
     # Late queries see most: their blocks start first, so that the grid has no long tail.

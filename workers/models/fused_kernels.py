@@ -13,16 +13,9 @@ from stafette.workers.gpu.shared_kernels import wait
 
 @triton.jit
 def add_rms_norm(
-    x,
-    added,
-    weight,
-    total,
-    normed,
-    eps,
-    ADDS: tl.constexpr,
-    SIZE: tl.constexpr,
+    x, added, weight, total, normed, eps, ADDS: tl.constexpr, SIZE: tl.constexpr,
     PADDED: tl.constexpr,
-):
+):  # fmt: skip
     """total = x + added; normed = total / rms(total) * weight. One row a program."""
     at = tl.program_id(0).to(tl.int64) * SIZE + tl.arange(0, PADDED)
     columns = tl.arange(0, PADDED)
@@ -39,22 +32,10 @@ def add_rms_norm(
 
 @triton.jit
 def norm_rope(
-    heads,
-    q_norm,
-    k_norm,
-    cos,
-    sin,
-    eps,
-    row,
-    angle_row,
-    Q_HEADS: tl.constexpr,
-    HEADS: tl.constexpr,
-    HEADS_PADDED: tl.constexpr,
-    HALF: tl.constexpr,
-    HALF_PADDED: tl.constexpr,
-    NORM: tl.constexpr,
-    EARLY: tl.constexpr,
-):
+    heads, q_norm, k_norm, cos, sin, eps, row, angle_row, Q_HEADS: tl.constexpr,
+    HEADS: tl.constexpr, HEADS_PADDED: tl.constexpr, HALF: tl.constexpr,
+    HALF_PADDED: tl.constexpr, NORM: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
     """Norm and rotate, in place, the q and k heads of one token; q comes first in its row."""
     wait(EARLY)
     token = tl.program_id(0).to(tl.int64)
@@ -101,23 +82,10 @@ def silu_and_mul(gate_up, out, SIZE: tl.constexpr, BLOCK: tl.constexpr):
 
 @triton.jit
 def gemv(
-    x,
-    weight,
-    norm,
-    bias,
-    residual,
-    out,
-    eps,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_COLUMNS: tl.constexpr,
-    NORM: tl.constexpr,
-    BIAS: tl.constexpr,
-    RESIDUAL: tl.constexpr,
-    GATED: tl.constexpr,
-    EARLY: tl.constexpr,
-):
+    x, weight, norm, bias, residual, out, eps, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, NORM: tl.constexpr, BIAS: tl.constexpr,
+    RESIDUAL: tl.constexpr, GATED: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
     """One token: out = weight @ norm(x) + bias + residual, or silu and product of its halves.
 
     The norm's scale is one number, so it multiplies the sums, and x is read once.
@@ -149,17 +117,9 @@ def gemv(
 
 @triton.jit
 def finish_gemv(
-    sums,
-    ups,
-    rows,
-    bias,
-    residual,
-    out,
-    ROWS: tl.constexpr,
-    BIAS: tl.constexpr,
-    RESIDUAL: tl.constexpr,
-    GATED: tl.constexpr,
-):
+    sums, ups, rows, bias, residual, out, ROWS: tl.constexpr, BIAS: tl.constexpr,
+    RESIDUAL: tl.constexpr, GATED: tl.constexpr,
+):  # fmt: skip
     """What comes after the sums: bias, then the gate or the residual."""
     real = rows < ROWS
     if BIAS:

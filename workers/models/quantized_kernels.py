@@ -35,27 +35,11 @@ def _group_sums(codes, low, high, BITS: tl.constexpr):
 
 @triton.jit
 def gemv_grouped(
-    x,
-    codes,
-    scale,
-    offset,
-    norm,
-    bias,
-    residual,
-    out,
-    eps,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_GROUPS: tl.constexpr,
-    BITS: tl.constexpr,
-    OFFSET: tl.constexpr,
-    NORM: tl.constexpr,
-    BIAS: tl.constexpr,
-    RESIDUAL: tl.constexpr,
-    GATED: tl.constexpr,
-    EARLY: tl.constexpr,
-):
+    x, codes, scale, offset, norm, bias, residual, out, eps, ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_GROUPS: tl.constexpr,
+    BITS: tl.constexpr, OFFSET: tl.constexpr, NORM: tl.constexpr, BIAS: tl.constexpr,
+    RESIDUAL: tl.constexpr, GATED: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
     """As fused_kernels.gemv, with a packed weight; GATED has its up rows ROWS below its gates."""
     GROUPS: tl.constexpr = COLUMNS // 32
     BYTES: tl.constexpr = 4 * BITS  # of a group
@@ -105,24 +89,11 @@ def gemv_grouped(
 
 @triton.jit
 def gemm_grouped(
-    x,
-    codes,
-    scale,
-    offset,
-    bias,
-    out,
-    num_tokens,
-    x_row,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    BLOCK_TOKENS: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_BYTES: tl.constexpr,
-    BITS: tl.constexpr,
-    OFFSET: tl.constexpr,
-    BIAS: tl.constexpr,
+    x, codes, scale, offset, bias, out, num_tokens, x_row, ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr, BLOCK_TOKENS: tl.constexpr, BLOCK_ROWS: tl.constexpr,
+    BLOCK_BYTES: tl.constexpr, BITS: tl.constexpr, OFFSET: tl.constexpr, BIAS: tl.constexpr,
     COMPUTE: tl.constexpr,
-):
+):  # fmt: skip
     """Several tokens: weights are unpacked a tile at a time, for the tensor cores.
 
     Low and high halves of the bytes are two products, so nothing is shuffled between threads.

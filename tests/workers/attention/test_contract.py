@@ -14,6 +14,7 @@ from stafette.workers.attention import registry
 from stafette.workers.attention.backend import AttentionMetadata, AttentionShape
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+pytestmark = pytest.mark.gpu if torch.cuda.is_available() else []
 DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
