@@ -8,6 +8,7 @@ import sys
 import pytest
 
 SMALL = ["--max-model-len", "512", "--num-kv-blocks", "64", "--max-num-seqs", "4"]
+NO_WARNINGS = ["--log-level", "error"]  # such as that there are no native kernels
 
 
 def stafette(*arguments, stdin=None):
@@ -26,7 +27,7 @@ def test_a_question_is_answered_and_the_pace_is_told():
 def test_the_prompt_may_come_from_standard_input_and_be_continued_raw():
     arguments = ["--raw", "--max-tokens", "4", "--quiet", "-"]
 
-    done = stafette("generate", *SMALL, *arguments, stdin="The capital of France is")
+    done = stafette(*NO_WARNINGS, "generate", *SMALL, *arguments, stdin="The capital of France is")
 
     assert "Paris" in done.stdout
     assert done.stderr == ""
@@ -86,9 +87,12 @@ def test_without_the_engines_packages_one_line_says_which_extra_brings_them(modu
 
 def answering():
     """A long answer that has begun."""
-    command = [sys.executable, "-m", "stafette", "generate", *SMALL, "--max-tokens", "400"]
+    command = [sys.executable, "-m", "stafette", *NO_WARNINGS, "generate", *SMALL]
     process = subprocess.Popen(
-        [*command, "Count to 100."], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*command, "--max-tokens", "400", "Count to 100."],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     process.stdout.read(1)
     return process
