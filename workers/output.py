@@ -15,11 +15,17 @@ class _Answer:
     detokenizer: IncrementalDetokenizer | None
     stops: StopChecker | None
 
+    num_tokens: int = 0
+
     def read(self, token_ids: list[int], ended: bool) -> tuple[str, str | None]:
         """Return the text to show, and the stop string that ended the answer."""
         if self.detokenizer is None or self.stops is None:
             return "", None
-        text, found = self.stops.feed(self.detokenizer.push(token_ids))
+        unchecked = max(0, self.request.params.min_tokens - self.num_tokens)
+        self.num_tokens += len(token_ids)
+        text = self.detokenizer.push(token_ids[:unchecked])
+        more, found = self.stops.feed(self.detokenizer.push(token_ids[unchecked:]))
+        text += more
         if ended and found is None:
             rest, found = self.stops.feed(self.detokenizer.finish())
             text += rest + ("" if found else self.stops.flush())

@@ -31,6 +31,9 @@ class Request:
         if abs(self.priority) > MAX_PRIORITY:
             remedy = f"must be in -{MAX_PRIORITY}..{MAX_PRIORITY}"
             raise RequestError("priority", self.priority, remedy)
+        if self.params.stop and not self.detokenize:
+            remedy = "is looked for in text: set detokenize, or use stop_token_ids"
+            raise RequestError("stop", self.params.stop, remedy)
         for name in ("request_id", "prompt", "lora", "cache_salt"):
             _check_text(name, getattr(self, name), required=name == "request_id")
 
