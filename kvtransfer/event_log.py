@@ -2,7 +2,8 @@
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from threading import Lock
 
 from stafette.kvtransfer.errors import InvalidValue
 from stafette.kvtransfer.events import (
@@ -19,60 +20,71 @@ class CachedBlocks:
     """What is cached, and on which tiers, as the events tell it."""
 
     def __init__(self) -> None:
-        self._tiers: dict[bytes, set[Tier]] = {}
-        self._parents: dict[bytes, bytes | None] = {}
+        self._parents: dict[bytes, bytes | None] = {}  # of a block, the same on every tier
+        self._tiers: dict[Tier, set[bytes]] = {}
 
     def __len__(self) -> int:
-        return len(self._tiers)
+        return len(self._parents)
 
     def on(self, tier: Tier) -> set[bytes]:
         """Return the hashes of the blocks on one tier."""
-        return {block_hash for block_hash, tiers in self._tiers.items() if tier in tiers}
+        return set(self._tiers.get(tier, ()))
+
+    def copy(self) -> "CachedBlocks":
+        twin = CachedBlocks()
+        twin._parents = self._parents.copy()
+        twin._tiers = {tier: blocks.copy() for tier, blocks in self._tiers.items()}
+        return twin
 
     def apply(self, event: KvEvent) -> None:
         match event:
             case BlockStored():
-                self._store(event)
+                parents = (event.parent, *event.hashes)
+                self._parents.update(zip(event.hashes, parents, strict=False))
+                self._tiers.setdefault(event.tier, set()).update(event.hashes)
             case BlockRemoved():
                 self._remove(event)
             case AllCleared():
-                self._tiers.clear()
                 self._parents.clear()
+                self._tiers.clear()
 
     def events(self) -> tuple[KvEvent, ...]:
         """Return events that bring an empty reader to this state; runs of one chain are one."""
-        runs: list[tuple[bytes | None, Tier, list[bytes]]] = []
-        open_runs: dict[tuple[bytes | None, Tier], list[bytes]] = {}  # last hash -> its run
-        for block_hash, tiers in self._tiers.items():
-            parent = self._parents[block_hash]
-            for tier in sorted(tiers):
-                run = open_runs.pop((parent, tier), None) if parent is not None else None
-                if run is None:
-                    run = []
-                    runs.append((parent, tier, run))
-                run.append(block_hash)
-                open_runs[block_hash, tier] = run
-        return tuple(BlockStored(parent, tuple(run), tier) for parent, tier, run in runs)
+        return tuple(
+            BlockStored(parent, tuple(run), tier)
+            for tier in sorted(self._tiers)
+            for parent, run in self._runs(self._tiers[tier])
+        )
 
-    def _store(self, event: BlockStored) -> None:
-        parent = event.parent
-        for block_hash in event.hashes:
-            self._tiers.setdefault(block_hash, set()).add(event.tier)
-            self._parents[block_hash] = parent
-            parent = block_hash
+    def _runs(self, blocks: set[bytes]) -> list[tuple[bytes | None, list[bytes]]]:
+        """Return (parent of the first, blocks) of each run of one chain, parents first."""
+        runs: list[tuple[bytes | None, list[bytes]]] = []
+        open_runs: dict[bytes | None, list[bytes]] = {}  # last hash -> its run
+        for block_hash, parent in self._parents.items():
+            if block_hash not in blocks:
+                continue
+            run = open_runs.pop(parent, None)
+            if run is None:
+                run = []
+                runs.append((parent, run))
+            run.append(block_hash)
+            open_runs[block_hash] = run
+        return runs
 
     def _remove(self, event: BlockRemoved) -> None:
-        for block_hash in event.hashes:
-            tiers = self._tiers.get(block_hash)
-            if tiers is None:
-                continue
-            tiers.discard(event.tier) if event.tier is not None else tiers.clear()
-            if not tiers:
-                del self._tiers[block_hash], self._parents[block_hash]
+        tiers = self._tiers.values() if event.tier is None else [self._tiers.get(event.tier, set())]
+        for blocks in tiers:
+            blocks.difference_update(event.hashes)
+        for block_hash in set(event.hashes).difference(*self._tiers.values()):
+            self._parents.pop(block_hash, None)
 
 
 class EventLog:
-    """Numbers a worker's events, remembers the latest batches, and knows the sum of them all."""
+    """Numbers a worker's events, remembers the latest batches, and knows the sum of them all.
+
+    Any thread may call it. None waits for long: while a snapshot is made, only a copy of the books
+    is taken under the lock.
+    """
 
     def __init__(
         self,
@@ -85,38 +97,53 @@ class EventLog:
             raise InvalidValue("capacity", capacity, "must be at least 1 batch")
         self.worker_id = worker_id
         self.epoch = epoch
-        self._clock = clock
-        self._ring: deque[EventBatch] = deque(maxlen=capacity)
+        self.capacity = capacity
         self.last_seq = 0  # of the newest batch; the first is 1
+        self._clock = clock
+        self._lock = Lock()
+        self._ring: deque[EventBatch] = deque(maxlen=capacity)
         self._pending: list[KvEvent] = []
         self._cached = CachedBlocks()
 
     def add(self, event: KvEvent) -> None:
         """Note an event for the next batch."""
-        self._pending.append(event)
+        with self._lock:
+            self._pending.append(event)
 
     def flush(self) -> EventBatch | None:
         """Return the events since the last call as a batch, or None when nothing happened."""
-        if not self._pending:
-            return None
-        self.last_seq += 1
-        batch = self._batch(self.last_seq, tuple(self._pending))
-        self._pending.clear()
-        self._ring.append(batch)
-        for event in batch.events:
-            self._cached.apply(event)
-        return batch
+        with self._lock:
+            if not self._pending:
+                return None
+            events, self._pending = tuple(self._pending), []
+            for event in events:
+                self._cached.apply(event)
+            return self._append(events)
+
+    def beat(self) -> EventBatch:
+        """Return an empty batch: a sign of life, whose number shows if the one before was lost."""
+        with self._lock:
+            return self._append(())
 
     def since(self, seq: int) -> list[EventBatch]:
         """Return the batches after number `seq`, or a snapshot when they are not all there."""
-        missing = self.last_seq - seq
-        if 0 <= missing <= len(self._ring):
-            return list(self._ring)[len(self._ring) - missing :]
+        with self._lock:
+            missing = self.last_seq - seq
+            if 0 <= missing <= len(self._ring):
+                return list(self._ring)[len(self._ring) - missing :]
         return [self.snapshot()]
 
     def snapshot(self) -> EventBatch:
         """Return all that is cached, as of the newest batch."""
-        return self._batch(self.last_seq, self._cached.events(), snapshot=True)
+        with self._lock:
+            seq, cached = self.last_seq, self._cached.copy()
+        return self._batch(seq, cached.events(), snapshot=True)
+
+    def _append(self, events: tuple[KvEvent, ...]) -> EventBatch:
+        self.last_seq += 1
+        batch = self._batch(self.last_seq, events)
+        self._ring.append(batch)
+        return batch
 
     def _batch(self, seq: int, events: tuple[KvEvent, ...], snapshot: bool = False) -> EventBatch:
         now = self._clock()

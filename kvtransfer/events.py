@@ -1,11 +1,14 @@
 """KV events: what a worker tells of its cache, and their form on the wire.
 
 The batches of a worker carry a gapless sequence number within an epoch, one life of that worker.
-The wire form is msgpack: [worker id, epoch, seq, timestamp, snapshot?, [[tag, ...], ...]].
+The wire form is msgpack: [worker id, epoch, seq, timestamp, snapshot?, [[tag, ...], ...]]. The
+hashes of an event are all of one size, and travel as that size and one run of bytes.
 """
 
 from dataclasses import dataclass
 from typing import Literal, get_args
+
+import numpy as np
 
 from stafette.kvtransfer.errors import InvalidValue, MalformedMessage
 from stafette.kvtransfer.strict import each, exact, number, octets, pack, text, unpack, whole
@@ -98,9 +101,9 @@ def _pack_event(event: KvEvent) -> list[object]:
     match event:
         case BlockStored():
             content = [event.token_ids, event.block_size, event.lora] if event.block_size else []
-            return ["stored", event.parent, event.hashes, event.tier, *content]
+            return ["stored", event.parent, *_join(event.hashes), event.tier, *content]
         case BlockRemoved():
-            return ["removed", event.hashes, event.tier]
+            return ["removed", *_join(event.hashes), event.tier]
         case AllCleared():
             return ["cleared"]
 
@@ -109,27 +112,39 @@ def _read_event(value: object) -> KvEvent:
     match value:
         case ["cleared"]:
             return AllCleared()
-        case ["removed", hashes, tier]:
-            return BlockRemoved(_hashes(hashes), None if tier is None else _tier(tier))
-        case ["stored", parent, hashes, tier]:
-            return BlockStored(_parent(parent), _hashes(hashes), _tier(tier))
-        case ["stored", parent, hashes, tier, tokens, size, lora]:
-            read = _hashes(hashes)
-            content = read_content(tokens, size, lora, len(read))
-            return BlockStored(_parent(parent), read, _tier(tier), *content)
+        case ["removed", size, data, tier]:
+            return BlockRemoved(_split(size, data), None if tier is None else _tier(tier))
+        case ["stored", parent, size, data, tier]:
+            return BlockStored(_parent(parent), _split(size, data), _tier(tier))
+        case ["stored", parent, size, data, tier, tokens, block_size, lora]:
+            hashes = _split(size, data)
+            content = read_content(tokens, block_size, lora, len(hashes))
+            return BlockStored(_parent(parent), hashes, _tier(tier), *content)
     raise MalformedMessage("event", "stored, removed or cleared, with their fields")
 
 
 def _parent(value: object) -> bytes | None:
-    return None if value is None else _hash(value)
+    return None if value is None else octets(value, "hash", MAX_HASH_BYTES)
 
 
-def _hash(value: object) -> bytes:
-    return octets(value, "hash", MAX_HASH_BYTES)
+def _join(hashes: tuple[bytes, ...]) -> tuple[int, bytes]:
+    """Return the size of one hash, and all of them."""
+    sizes = set(map(len, hashes)) or {1}
+    size = sizes.pop()
+    if sizes or not 0 < size <= MAX_HASH_BYTES:
+        remedy = f"must be of one size, 1..{MAX_HASH_BYTES} bytes, within an event"
+        raise InvalidValue("hashes", hashes, remedy)
+    return size, b"".join(hashes)
 
 
-def _hashes(value: object) -> tuple[bytes, ...]:
-    return each(value, "hashes", _hash)
+def _split(size: object, data: object) -> tuple[bytes, ...]:
+    width = whole(size, "hash size", MAX_HASH_BYTES + 1)
+    joined = exact(data, "hashes", bytes)
+    if not width or len(joined) % width:
+        raise MalformedMessage("hashes", f"a multiple of {width or 'at least 1'} bytes")
+    if not joined:
+        return ()
+    return tuple(np.frombuffer(joined, f"V{width}").tolist())  # opaque items come out as bytes
 
 
 def _tier(value: object) -> Tier:

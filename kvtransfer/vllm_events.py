@@ -1,7 +1,8 @@
 """Reads the KV events of stock vLLM and SGLang: msgpack [timestamp, [event, ...], dp rank].
 
-An event is a list that begins with its name, or, in newer versions, a map whose "type" is the name.
-Fields were added at the end over the versions; those that we have no use for are ignored.
+In newer versions of vLLM the batch is a map of ts, events and data_parallel_rank. An event is a
+list that begins with its name, or, in newer versions, a map whose "type" is the name. Fields were
+added at the end over the versions; those that we have no use for are ignored.
 """
 
 from dataclasses import dataclass
@@ -54,11 +55,19 @@ class VllmBatch:
 def decode(data: bytes) -> VllmBatch:
     """Read a message's last part; MalformedMessage for what is not one."""
     match unpack(data, MAX_MESSAGE_BYTES):
-        case [timestamp, events, *rest] if len(rest) <= 1:
-            rank = 0 if rest in ([], [None]) else whole(rest[0], "dp rank", _U32_END)
-            read = each(events, "events", _read_event)
-            return VllmBatch(number(timestamp, "timestamp"), read, rank)
+        case [timestamp, events]:
+            return _batch(timestamp, events, None)
+        case [timestamp, events, rank]:
+            return _batch(timestamp, events, rank)
+        case {"ts": timestamp, "events": events, **rest}:
+            return _batch(timestamp, events, rest.get("data_parallel_rank"))
     raise MalformedMessage("batch", "[timestamp, events, dp rank]")
+
+
+def _batch(timestamp: object, events: object, rank: object) -> VllmBatch:
+    read = each(events, "events", _read_event)
+    dp_rank = 0 if rank is None else whole(rank, "dp rank", _U32_END)
+    return VllmBatch(number(timestamp, "timestamp"), read, dp_rank)
 
 
 def _read_event(value: object) -> KvEvent:

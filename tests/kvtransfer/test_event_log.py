@@ -1,6 +1,8 @@
 """The event log: gapless numbers, replay, snapshots that stand for all that happened."""
 
 import random
+import time
+from threading import Thread
 
 import pytest
 
@@ -90,7 +92,7 @@ def test_snapshot_stands_for_everything_that_happened():
     for _ in range(300):
         name = "".join(rng.choice("ab") for _ in range(rng.randint(1, 5)))
         tier = rng.choice(["device", "host"])
-        chain = tuple(name[: i + 1].encode() for i in range(len(name)))
+        chain = tuple(name[: i + 1].ljust(5).encode() for i in range(len(name)))
         log.add(
             rng.choice([BlockStored(None, chain, tier), BlockRemoved(chain[-1:], tier)])
             if rng.random() < 0.98
@@ -105,6 +107,60 @@ def test_snapshot_stands_for_everything_that_happened():
 
         for tier in ("device", "host"):
             assert again.on(tier) == reader.on(tier)
+
+
+def test_a_beat_is_an_empty_batch_with_a_number_and_leaves_what_is_pending():
+    log = log_of([stored("a")])
+    log.add(stored("b"))
+
+    beat = log.beat()
+
+    assert (beat.seq, beat.events) == (2, ())
+    assert log.flush().events == (stored("b"),)
+    assert [batch.seq for batch in log.since(0)] == [1, 2, 3]
+
+
+def test_snapshot_does_not_change_with_what_happens_later():
+    cached = CachedBlocks()
+    cached.apply(stored("a"))
+    copy = cached.copy()
+
+    cached.apply(AllCleared())
+    cached.apply(stored("b"))
+
+    assert copy.events() == (stored("a"),)
+
+
+def test_threads_that_add_flush_and_take_snapshots_lose_nothing():
+    log, batches = EventLog("w", 1, capacity=100_000), []
+    adders = [Thread(target=add_chain, args=(log, name)) for name in "abcd"]
+    flusher = Thread(target=flush_until_stored, args=(log, 4 * 500, batches))
+    for thread in (*adders, flusher):
+        thread.start()
+    while flusher.is_alive():
+        log.snapshot()
+        log.since(0)
+    for thread in (*adders, flusher):
+        thread.join()
+
+    reader = CachedBlocks()
+    for event in (event for batch in batches for event in batch.events):
+        reader.apply(event)
+    assert len(reader) == 4 * 500
+    assert [batch.seq for batch in batches] == list(range(1, log.last_seq + 1))
+    assert log.since(0) == batches
+
+
+def add_chain(log: EventLog, name: str) -> None:
+    for i in range(500):
+        log.add(BlockStored(None, (f"{name}{i:03}".encode(),)))
+
+
+def flush_until_stored(log: EventLog, wanted: int, batches: list) -> None:
+    deadline = time.monotonic() + 60
+    while sum(len(batch.events) for batch in batches) < wanted and time.monotonic() < deadline:
+        if batch := log.flush():
+            batches.append(batch)
 
 
 def test_log_without_room_for_one_batch_is_refused():

@@ -19,7 +19,9 @@ from stafette.kvtransfer.events import (
 )
 
 hashes = st.binary(min_size=1, max_size=64)
-hash_tuples = st.lists(hashes, max_size=5).map(tuple)
+hash_tuples = st.integers(1, 64).flatmap(
+    lambda size: st.lists(st.binary(min_size=size, max_size=size), max_size=5).map(tuple)
+)
 tiers = st.sampled_from(["device", "host", "disk", "peer"])
 
 
@@ -47,7 +49,7 @@ batches = st.builds(
     events=st.lists(any_event, max_size=4).map(tuple),
     snapshot=st.booleans(),
 )
-GOOD = ["w", 1, 2, 3.0, False, [["stored", None, [b"h"], "device"]]]
+GOOD = ["w", 1, 2, 3.0, False, [["stored", None, 1, b"h", "device"]]]
 
 
 @given(batches)
@@ -119,15 +121,22 @@ def test_wrong_field_is_malformed(place, value):
     [
         [],
         ["other"],
-        ["stored", None, [b"h"]],
-        ["stored", None, [b"h"], "attic"],
-        ["stored", b"", [b"h"], "device"],
-        ["stored", None, [b"h" * 65], "device"],
-        ["stored", None, ["text"], "device"],
-        ["stored", None, [b"h"], "device", [1, 2, 3], 2, ""],
-        ["stored", None, [b"h"], "device", [-1, 2], 2, ""],
-        ["removed", [b"h"]],
-        ["removed", b"h", "device"],
+        ["stored", None, 1, b"h"],
+        ["stored", None, 1, b"h", "attic"],
+        ["stored", b"", 1, b"h", "device"],
+        ["stored", b"p" * 65, 1, b"h", "device"],
+        ["stored", None, 65, b"h" * 65, "device"],
+        ["stored", None, 0, b"", "device"],
+        ["stored", None, 0, b"h", "device"],
+        ["stored", None, -1, b"h", "device"],
+        ["stored", None, True, b"h", "device"],
+        ["stored", None, 2, b"hhh", "device"],
+        ["stored", None, 4, "text", "device"],
+        ["stored", None, 1, [b"h"], "device"],
+        ["stored", None, 1, b"h", "device", [1, 2, 3], 2, ""],
+        ["stored", None, 1, b"h", "device", [-1, 2], 2, ""],
+        ["removed", 1, b"h"],
+        ["removed", b"h", 1, "device"],
         ["cleared", 1],
         "cleared",
     ],
@@ -141,6 +150,12 @@ def test_wrong_event_is_malformed(event):
 def test_truncated_or_longer_messages_are_malformed(data):
     with pytest.raises(MalformedMessage):
         decode(data)
+
+
+@pytest.mark.parametrize("hashes", [(b"a", b"ab"), (b"",), (b"a" * 65,)])
+def test_hashes_that_differ_in_size_or_have_none_that_is_allowed_are_not_written(hashes):
+    with pytest.raises(InvalidValue, match="hashes = .*of one size, 1..64 bytes"):
+        encode(EventBatch("w", 1, 1, 0.0, (BlockRemoved(hashes),)))
 
 
 def test_message_above_the_limit_is_neither_written_nor_read(monkeypatch):
@@ -206,10 +221,19 @@ def test_vllm_events_are_read_as_maps_with_fields_of_newer_versions():
     )
 
 
+def test_vllm_batches_are_read_as_maps():
+    data = msgpack.packb({"ts": 2.5, "events": [["AllBlocksCleared"]], "data_parallel_rank": 1})
+
+    assert vllm_events.decode(data) == vllm_events.VllmBatch(2.5, (AllCleared(),), 1)
+    assert vllm_events.decode(msgpack.packb({"ts": 2.5, "events": []})).dp_rank == 0
+
+
 @pytest.mark.parametrize(
     "fields",
     [
         [],
+        {"ts": 1.0},
+        {"ts": 1.0, "events": [], "data_parallel_rank": "0"},
         [1.0],
         [1.0, [], 0, 0],
         ["1.0", [], 0],
