@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from threading import Lock
 
 from stafette.kvtransfer.errors import InvalidValue
