@@ -1,0 +1,119 @@
+"""Extents: byte ranges of one region, thousands of them in two arrays."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from stafette.kvtransfer.errors import InvalidValue, MalformedMessage
+from stafette.kvtransfer.strict import text
+
+Uint64s = npt.NDArray[np.uint64]
+
+MAX_NAME_BYTES = 64  # of a region
+MAX_EXTENTS = 1 << 20  # of one transfer: 16 MiB of numbers
+_WORD = np.dtype("<u8")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Extents:
+    """Ranges in the order in which they are copied. The i-th here pairs with the i-th there."""
+
+    region: str
+    offsets: Uint64s
+    lengths: Uint64s
+
+    @classmethod
+    def of(cls, region: str, ranges: Sequence[tuple[int, int]]) -> "Extents":
+        """Return the given (offset, length) pairs."""
+        try:
+            table = np.array(ranges, dtype=np.uint64).reshape(len(ranges), 2)
+        except (OverflowError, TypeError, ValueError) as error:
+            remedy = "must be pairs (offset, length) of whole numbers from 0 on"
+            raise InvalidValue("ranges", str(error), remedy) from None
+        return cls(region, table[:, 0].copy(), table[:, 1].copy())
+
+    @classmethod
+    def of_blocks(
+        cls, region: str, blocks: Sequence[int] | npt.NDArray[np.integer], block_bytes: int
+    ) -> "Extents":
+        """Return whole blocks."""
+        numbers = np.asarray(blocks, dtype=np.int64)
+        if numbers.size and int(numbers.min()) < 0:
+            raise InvalidValue("blocks", int(numbers.min()), "block numbers begin at 0")
+        offsets = numbers.astype(np.uint64) * np.uint64(block_bytes)
+        return cls(region, offsets, np.full(len(numbers), block_bytes, np.uint64))
+
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+    @property
+    def total_bytes(self) -> int:
+        return int(self.lengths.sum())
+
+    def within(self, nbytes: int) -> bool:
+        """Whether every range lies in a region of that many bytes; no sum overflows here."""
+        if not len(self):
+            return True
+        size = np.uint64(nbytes)
+        return bool((self.lengths <= size).all() and (self.offsets <= size - self.lengths).all())
+
+    def blocks(self, block_bytes: int) -> npt.NDArray[np.int64]:
+        """Return the numbers of the blocks that the ranges touch, each once, in order."""
+        if not len(self):
+            return np.empty(0, np.int64)
+        some = self.lengths > 0
+        first = self.offsets[some] // np.uint64(block_bytes)
+        last = (self.offsets[some] + self.lengths[some] - np.uint64(1)) // np.uint64(block_bytes)
+        counts = (last - first + np.uint64(1)).astype(np.int64)
+        starts = np.repeat(first.astype(np.int64), counts)
+        within = np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)
+        return np.unique(starts + within)
+
+    def pack(self) -> list[object]:
+        """Return what msgpack carries: the arrays as two runs of bytes."""
+        offsets, lengths = (np.ascontiguousarray(a, _WORD) for a in (self.offsets, self.lengths))
+        return [self.region, offsets.tobytes(), lengths.tobytes()]
+
+    @classmethod
+    def read(cls, value: object) -> "Extents":
+        """Read what `pack` made; MalformedMessage for what is not that."""
+        match value:
+            case [region, bytes(offsets), bytes(lengths)] if len(offsets) == len(lengths):
+                if len(offsets) % 8 or len(offsets) > 8 * MAX_EXTENTS:
+                    raise MalformedMessage("extents", f"at most {MAX_EXTENTS} words of 8 bytes")
+                name = text(region, "region", MAX_NAME_BYTES)
+                return cls(name, _words(offsets), _words(lengths))
+        raise MalformedMessage("extents", "[region, offsets, lengths]")
+
+
+def check_pairs(local: Extents, remote: Extents) -> None:
+    """Raise InvalidValue unless each range has the length of the one that it pairs with."""
+    if len(local) != len(remote):
+        raise InvalidValue(
+            "remote", len(remote), f"must have as many ranges as local: {len(local)}"
+        )
+    if len(local) > MAX_EXTENTS:
+        raise InvalidValue("local", len(local), f"must be at most {MAX_EXTENTS} ranges: split it")
+    unequal = np.flatnonzero(local.lengths != remote.lengths)
+    if len(unequal):
+        i = int(unequal[0])
+        remedy = f"must be as long as local's range {i}, {int(local.lengths[i])} bytes"
+        raise InvalidValue(f"remote range {i}", int(remote.lengths[i]), remedy)
+
+
+def merge_pairs(local: Extents, remote: Extents) -> tuple[Extents, Extents]:
+    """Join neighbours that follow each other on both sides; ranges of no bytes vanish."""
+    some = local.lengths > 0
+    lo, ro, lengths = local.offsets[some], remote.offsets[some], local.lengths[some]
+    if not len(lengths):
+        return Extents(local.region, lo, lengths), Extents(remote.region, ro, lengths)
+    follows = (lo[1:] == lo[:-1] + lengths[:-1]) & (ro[1:] == ro[:-1] + lengths[:-1])
+    heads = np.flatnonzero(np.concatenate(([True], ~follows)))
+    joined = np.add.reduceat(lengths, heads)
+    return Extents(local.region, lo[heads], joined), Extents(remote.region, ro[heads], joined)
+
+
+def _words(data: bytes) -> Uint64s:
+    return np.frombuffer(data, _WORD).astype(np.uint64, copy=False)
