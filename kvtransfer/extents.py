@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import index
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +29,8 @@ class Extents:
     def of(cls, region: str, ranges: Sequence[tuple[int, int]]) -> "Extents":
         """Return the given (offset, length) pairs."""
         try:
-            table = np.array(ranges, dtype=np.uint64).reshape(len(ranges), 2)
+            whole = [(index(offset), index(length)) for offset, length in ranges]
+            table = np.array(whole, dtype=np.uint64).reshape(len(ranges), 2)
         except (OverflowError, TypeError, ValueError) as error:
             remedy = "must be pairs (offset, length) of whole numbers from 0 on"
             raise InvalidValue("ranges", str(error), remedy) from None
