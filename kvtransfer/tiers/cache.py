@@ -1,0 +1,150 @@
+"""The books of one tier: which block lies in which slot, who needs it, which goes next. No bytes.
+
+A block is evicted only when nobody has pinned it and no child of it is here: a child could not be
+found without its parent. The policy proposes; what has to stay is set aside until nothing holds it.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from stafette.kvtransfer.tiers.policy import EvictionPolicy
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A block and its place."""
+
+    key: bytes
+    parent: bytes
+    slot: int
+
+
+class BlockCache:
+    """Not thread-safe: whoever owns it has a lock. Slots are numbered from 0."""
+
+    def __init__(self, num_slots: int, policy: EvictionPolicy, leaves_first: bool = True) -> None:
+        self.num_slots = num_slots
+        self._policy = policy
+        self._leaves_first = leaves_first
+        self._entries: dict[bytes, Entry] = {}
+        self._free = list(range(num_slots - 1, -1, -1))
+        self._children: Counter[bytes] = Counter()  # of a key, here, whether it is here or not
+        self._pins: Counter[bytes] = Counter()
+        self._aside: set[bytes] = set()  # unknown to the policy until nothing holds them
+        self._doomed: dict[bytes, list[Entry]] = {}  # removed while pinned
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __iter__(self) -> Iterator[Entry]:
+        return iter(self._entries.values())
+
+    def __contains__(self, key: bytes) -> bool:
+        return key in self._entries
+
+    @property
+    def num_free(self) -> int:
+        return len(self._free)
+
+    @property
+    def num_pinned(self) -> int:
+        return len(self._pins)
+
+    def get(self, key: bytes) -> Entry | None:
+        return self._entries.get(key)
+
+    def num_cached(self, keys: Iterable[bytes]) -> int:
+        """Return how many of the first keys are here without a gap."""
+        count = 0
+        for key in keys:
+            if key not in self._entries:
+                break
+            count += 1
+        return count
+
+    def touch(self, keys: Sequence[bytes]) -> None:
+        """Note that blocks of a chain were used: its end is older than its beginning."""
+        for key in reversed(keys):
+            if key in self._aside:
+                self._aside.discard(key)
+                self._policy.add(key)
+            elif key in self._entries:
+                self._policy.touch(key)
+
+    def reserve(self, count: int) -> tuple[list[int], list[Entry]]:
+        """Return up to `count` slots to fill, and the blocks that had to go for them."""
+        evicted = []
+        while len(self._free) < count:
+            victim = self._evict()
+            if victim is None:
+                break
+            evicted.append(victim)
+            self._free.append(victim.slot)
+        taken = [self._free.pop() for _ in range(min(count, len(self._free)))]
+        return taken, evicted
+
+    def give_back(self, slots: Iterable[int]) -> None:
+        """Return reserved slots that were not filled."""
+        self._free += slots
+
+    def store(self, entries: Sequence[Entry]) -> None:
+        """Let blocks of one chain, in its order, be found in the slots that they fill."""
+        for entry in entries:
+            self._entries[entry.key] = entry
+            self._children[entry.parent] += 1
+        for entry in reversed(entries):
+            self._policy.add(entry.key)
+
+    def remove(self, key: bytes) -> Entry | None:
+        """Let a block be found no more. Its slot is free when it is no longer pinned."""
+        entry = self._entries.get(key)
+        if entry is None:
+            return None
+        if key in self._aside:
+            self._aside.discard(key)
+        else:
+            self._policy.remove(key)
+        self._forget(entry)
+        if key in self._pins:
+            self._doomed.setdefault(key, []).append(entry)
+        else:
+            self._free.append(entry.slot)
+        return entry
+
+    def pin(self, key: bytes) -> None:
+        """Keep a block that is here, and its slot as it is, until `unpin`."""
+        self._pins[key] += 1
+
+    def unpin(self, key: bytes) -> None:
+        self._pins[key] -= 1
+        if self._pins[key]:
+            return
+        del self._pins[key]
+        self._free += [entry.slot for entry in self._doomed.pop(key, ())]
+        self._reconsider(key)
+
+    def _evict(self) -> Entry | None:
+        while len(self._policy):
+            key = self._policy.evict()
+            if not self._stays(key):
+                entry = self._entries[key]
+                self._forget(entry)
+                return entry
+            self._aside.add(key)
+        return None
+
+    def _stays(self, key: bytes) -> bool:
+        return key in self._pins or (self._leaves_first and key in self._children)
+
+    def _forget(self, entry: Entry) -> None:
+        del self._entries[entry.key]
+        self._children[entry.parent] -= 1
+        if not self._children[entry.parent]:
+            del self._children[entry.parent]
+            self._reconsider(entry.parent)
+
+    def _reconsider(self, key: bytes) -> None:
+        if key in self._aside and not self._stays(key):
+            self._aside.discard(key)
+            self._policy.restore(key)

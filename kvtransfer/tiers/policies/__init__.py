@@ -1,0 +1,1 @@
+"""Eviction policies by name; each is a file of its own."""
