@@ -3,6 +3,10 @@
 KvTransferError        every error of this package
 ├── InvalidValue       an argument is wrong: the caller's bug or configuration
 ├── MalformedMessage   a peer's bytes break the format: drop them, count them, ask for a snapshot
+├── DirectoryError     the directory of peers did not do it
+│   ├── DirectoryUnavailable   it does not answer: go on with what is known; it makes up for it
+│   ├── NameTaken              somebody else lives under that name: stop, or begin a newer epoch
+│   └── PeerNotFound           nobody published that name in time
 └── TransferError      no bytes that can be used arrived: compute them, or ask somebody else
     ├── PeerLost               the peer's process or the way to it is gone: use another peer
     ├── TransferTimedOut       nobody knows why: use another peer, and keep off this one for a while
@@ -47,6 +51,44 @@ class MalformedMessage(KvTransferError, ValueError):
 
     def __str__(self) -> str:
         return f"{self.where}: expected {self.expected}"
+
+
+class DirectoryError(KvTransferError):
+    """The directory of peers did not do what it was asked."""
+
+
+class DirectoryUnavailable(DirectoryError):
+    def __init__(self, directory: str, reason: str) -> None:
+        super().__init__(directory, reason)
+        self.directory = directory
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"the directory in {self.directory} is not available: {self.reason}"
+
+
+class NameTaken(DirectoryError):
+    def __init__(self, name: str, epoch: int, holder_epoch: int) -> None:
+        super().__init__(name, epoch, holder_epoch)
+        self.name = name
+        self.epoch = epoch
+        self.holder_epoch = holder_epoch
+
+    def __str__(self) -> str:
+        return (
+            f"{self.name} in epoch {self.epoch} cannot be published: epoch {self.holder_epoch} "
+            "lives under that name; give each worker its own name and each life a newer epoch"
+        )
+
+
+class PeerNotFound(DirectoryError):
+    def __init__(self, name: str, timeout_s: float) -> None:
+        super().__init__(name, timeout_s)
+        self.name = name
+        self.timeout_s = timeout_s
+
+    def __str__(self) -> str:
+        return f"no peer {self.name} was published within {self.timeout_s:g} s"
 
 
 class TransferError(KvTransferError):
