@@ -10,6 +10,8 @@ _MODULES = {
     "shm": "ShmTransport",
     "process_vm": "ProcessVmTransport",
     "tcp": "TcpTransport",
+    "cuda_ipc": "CudaIpcTransport",
+    "torch_dist": "TorchDistTransport",
     "nixl": "NixlTransport",
 }
 NAMES = tuple(_MODULES)

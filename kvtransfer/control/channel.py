@@ -1,0 +1,184 @@
+"""Connected sockets with absolute deadlines: one thread reads, any number write.
+
+A socket may be shut down by anyone, which wakes whoever waits on it. It is closed when nobody is
+inside, so that its number is never used for another file.
+"""
+
+import os
+import select
+import socket
+import ssl
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from math import ceil
+from typing import TypeVar
+
+from stafette.kvtransfer.errors import MalformedMessage
+
+RECV_BYTES = 64 << 10
+MAX_FDS = 16  # of one frame
+_ANCILLARY_FDS = 253  # the kernel's limit of one message
+
+Value = TypeVar("Value")
+
+
+class Channel:
+    """A plain stream socket, in blocking mode. File descriptors that arrive here are dropped."""
+
+    binding = b""  # what ties a proof to this very connection
+
+    def __init__(self, connection: socket.socket) -> None:
+        self.socket = connection
+        self._sending = threading.Lock()
+        self._closed = False
+
+    def handshake(self, deadline: float) -> None:
+        """Do what comes before the first byte of ours."""
+
+    def recv(self, max_bytes: int, deadline: float | None) -> bytes:
+        """Return some bytes, none at the end of the stream. Only one thread may read."""
+        if deadline is not None:
+            wait_for(self.socket, select.POLLIN, deadline)
+        return self.socket.recv(max_bytes)
+
+    def recv_exactly(self, num_bytes: int, deadline: float) -> bytes:
+        parts = []
+        while num_bytes:
+            part = self.recv(num_bytes, deadline)
+            if not part:
+                raise ConnectionResetError("it closed the connection")
+            parts.append(part)
+            num_bytes -= len(part)
+        return b"".join(parts)
+
+    def send(self, data: bytes, deadline: float, fds: Sequence[int] = ()) -> None:
+        """Send all of it. What was sent in part ends the connection: nobody could go on."""
+        if not self._sending.acquire(blocking=False):
+            if not self._sending.acquire(timeout=max(0.0, deadline - time.monotonic())):
+                raise TimeoutError
+        try:
+            self._send(data, deadline, fds)
+        finally:
+            self._sending.release()
+
+    def shutdown(self) -> None:
+        """End the connection for both sides; everybody who waits on it is woken."""
+        with suppress(OSError):
+            self.socket.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Give the socket back; whoever reads has left. Safe to call twice."""
+        self.shutdown()
+        with self._sending:
+            self._closed = True
+            self.socket.close()
+
+    def detach(self) -> socket.socket:
+        """Return the socket, blocking; this channel is used no more."""
+        self._closed = True
+        self.socket.settimeout(None)
+        return self.socket
+
+    def take_fds(self, count: int) -> list[int]:
+        """Return the descriptors that came with the next frame."""
+        if count:
+            raise MalformedMessage("file descriptors", f"{count} of them on a Unix socket")
+        return []
+
+    def _send(self, data: bytes, deadline: float, fds: Sequence[int]) -> None:
+        if self._closed:
+            raise BrokenPipeError("the connection is closed")
+        sent = self._send_some(memoryview(data), deadline, fds)
+        try:
+            while sent < len(data):
+                sent += self._send_some(memoryview(data)[sent:], deadline, ())
+        except BaseException:
+            self.shutdown()
+            raise
+
+    def _send_some(self, data: memoryview, deadline: float, fds: Sequence[int]) -> int:
+        while True:
+            try:
+                if fds:
+                    return socket.send_fds(self.socket, [data], list(fds), socket.MSG_DONTWAIT)
+                return self.socket.send(data, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                wait_for(self.socket, select.POLLOUT, deadline)
+
+
+class FdChannel(Channel):
+    """A Unix socket on which file descriptors arrive. They come no later than their frame."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        super().__init__(connection)
+        self._fds: deque[int] = deque()
+
+    def recv(self, max_bytes: int, deadline: float | None) -> bytes:
+        if deadline is not None:
+            wait_for(self.socket, select.POLLIN, deadline)
+        data, fds, flags, _ = socket.recv_fds(
+            self.socket, max_bytes, _ANCILLARY_FDS, socket.MSG_CMSG_CLOEXEC
+        )
+        self._fds.extend(fds)
+        if flags & socket.MSG_CTRUNC or len(self._fds) > _ANCILLARY_FDS:
+            raise MalformedMessage("file descriptors", f"at most {MAX_FDS} of them a frame")
+        return data
+
+    def take_fds(self, count: int) -> list[int]:
+        if count > len(self._fds):
+            raise MalformedMessage("file descriptors", f"{count}, not {len(self._fds)}")
+        return [self._fds.popleft() for _ in range(count)]
+
+    def close(self) -> None:
+        super().close()
+        while self._fds:
+            os.close(self._fds.popleft())
+
+
+class TlsChannel(Channel):
+    """TLS. OpenSSL wants one thread at a time, so the socket never blocks inside of it."""
+
+    def __init__(self, connection: ssl.SSLSocket) -> None:
+        super().__init__(connection)
+        connection.setblocking(False)
+        self._tls = connection
+        self._using = threading.Lock()
+
+    def handshake(self, deadline: float) -> None:
+        self._drive(self._tls.do_handshake, deadline)
+        # The client's Finished message, a MAC of the whole TLS handshake: a man in the middle has
+        # another one with each side.
+        self.binding = self._tls.get_channel_binding("tls-unique") or b""
+        if not self.binding:
+            raise ConnectionError("TLS offers no channel binding")
+
+    def recv(self, max_bytes: int, deadline: float | None) -> bytes:
+        return self._drive(lambda: self._tls.recv(max_bytes), deadline)
+
+    def _send_some(self, data: memoryview, deadline: float, fds: Sequence[int]) -> int:
+        return self._drive(lambda: self._tls.send(data), deadline)
+
+    def _drive(self, step: Callable[[], Value], deadline: float | None) -> Value:
+        while True:
+            try:
+                with self._using:
+                    return step()
+            except ssl.SSLWantReadError:
+                wait_for(self.socket, select.POLLIN, deadline)
+            except ssl.SSLWantWriteError:
+                wait_for(self.socket, select.POLLOUT, deadline)
+
+
+def wait_for(connection: socket.socket, events: int, deadline: float | None) -> None:
+    """Return when one of the events is there; raise TimeoutError at the deadline."""
+    poll = select.poll()
+    poll.register(connection.fileno(), events)
+    if deadline is None:
+        poll.poll()
+        return
+    left = deadline - time.monotonic()
+    if not poll.poll(max(0, ceil(left * 1_000))):
+        raise TimeoutError
