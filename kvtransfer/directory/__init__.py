@@ -1,0 +1,1 @@
+"""Which peers live, where they are, and who is told of it."""
