@@ -30,9 +30,8 @@ class BlockCache:
         self._entries: dict[bytes, Entry] = {}
         self._free = list(range(num_slots - 1, -1, -1))
         self._children: Counter[bytes] = Counter()  # of a key, here, whether it is here or not
-        self._pins: Counter[bytes] = Counter()
+        self._pins: Counter[int] = Counter()  # of a slot
         self._aside: set[bytes] = set()  # unknown to the policy until nothing holds them
-        self._doomed: dict[bytes, list[Entry]] = {}  # removed while pinned
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -106,23 +105,25 @@ class BlockCache:
         else:
             self._policy.remove(key)
         self._forget(entry)
-        if key in self._pins:
-            self._doomed.setdefault(key, []).append(entry)
-        else:
+        if entry.slot not in self._pins:
             self._free.append(entry.slot)
         return entry
 
-    def pin(self, key: bytes) -> None:
+    def pin(self, key: bytes) -> Entry:
         """Keep a block that is here, and its slot as it is, until `unpin`."""
-        self._pins[key] += 1
+        entry = self._entries[key]
+        self._pins[entry.slot] += 1
+        return entry
 
-    def unpin(self, key: bytes) -> None:
-        self._pins[key] -= 1
-        if self._pins[key]:
+    def unpin(self, entry: Entry) -> None:
+        self._pins[entry.slot] -= 1
+        if self._pins[entry.slot]:
             return
-        del self._pins[key]
-        self._free += [entry.slot for entry in self._doomed.pop(key, ())]
-        self._reconsider(key)
+        del self._pins[entry.slot]
+        if self._entries.get(entry.key) is entry:
+            self._reconsider(entry.key)
+        else:  # removed meanwhile
+            self._free.append(entry.slot)
 
     def _evict(self) -> Entry | None:
         while len(self._policy):
@@ -135,7 +136,8 @@ class BlockCache:
         return None
 
     def _stays(self, key: bytes) -> bool:
-        return key in self._pins or (self._leaves_first and key in self._children)
+        pinned = self._entries[key].slot in self._pins
+        return pinned or (self._leaves_first and key in self._children)
 
     def _forget(self, entry: Entry) -> None:
         del self._entries[entry.key]
