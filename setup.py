@@ -14,7 +14,8 @@ FLAGS = [
     "-pthread",
 ]
 KERNELS = "src/stafette/workers/native"
-HASHING = "src/stafette/kvtransfer/native"
+TRANSFER = "src/stafette/kvtransfer/native"
+HASHING = [f"{TRANSFER}/hashing.cpp"]
 
 
 def native(name: str, sources: list[str], depends: list[str]) -> Extension:
@@ -38,8 +39,13 @@ setup(
         ),
         native(
             "stafette.kvtransfer.native._hashing",
-            sources=[f"{HASHING}/hashing.cpp"],
+            sources=HASHING,
             depends=[],
+        ),
+        native(
+            "stafette.kvtransfer.native._moving",
+            sources=sorted(set(glob(f"{TRANSFER}/*.cpp")) - set(HASHING)),
+            depends=sorted(glob(f"{TRANSFER}/*.h")),
         ),
     ]
 )

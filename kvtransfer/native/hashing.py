@@ -2,10 +2,10 @@
 
 import ctypes
 from functools import cache
-from importlib.machinery import EXTENSION_SUFFIXES
-from pathlib import Path
 
 import numpy as np
+
+from stafette.kvtransfer.native import loading
 
 _NAME = "_hashing"
 _HASH_BYTES = 16
@@ -21,14 +21,8 @@ class _State(ctypes.Structure):
 @cache
 def load() -> ctypes.CDLL | None:
     """Return the library, or None where it was not built."""
-    folder = Path(__file__).parent
-    paths = [folder / f"{_NAME}{suffix}" for suffix in EXTENSION_SUFFIXES]
-    found = next((path for path in paths if path.is_file()), None)
-    if found is None:
-        return None
-    try:
-        library = ctypes.CDLL(str(found))
-    except OSError:  # built for another machine
+    library = loading.load(_NAME)
+    if library is None:
         return None
     text, size, place = ctypes.c_char_p, ctypes.c_size_t, ctypes.c_void_p
     state = ctypes.POINTER(_State)
