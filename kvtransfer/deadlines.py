@@ -3,6 +3,7 @@
 import threading
 import time
 
+from stafette.kvtransfer.extents import Extents
 from stafette.kvtransfer.transfer import Transfer
 
 _TICK_S = 0.02
@@ -12,21 +13,27 @@ class Watchdog:
     """Knows the transfers that are not settled, and ends those whose deadline has passed."""
 
     def __init__(self, name: str) -> None:
-        self._unsettled: dict[int, Transfer] = {}
+        self._unsettled: dict[Transfer, Extents | None] = {}  # what it may write into
         self._some = threading.Event()
         self._closed = False
         self._thread = threading.Thread(target=self._run, name=f"deadlines-{name}", daemon=True)
         self._thread.start()
 
-    def watch(self, transfer: Transfer) -> None:
-        self._unsettled[transfer.id] = transfer
+    def watch(self, transfer: Transfer, into: Extents | None = None) -> None:
+        """Take in a transfer, and the memory of this process that it writes into."""
+        self._unsettled[transfer] = into
         transfer.on_settled(self._forget)
         if not self._some.is_set():
             self._some.set()
 
     def unsettled(self) -> list[Transfer]:
         """Return what may still write into its destination, the overdue ones included."""
-        return list(self._unsettled.values())
+        return list(self._unsettled)
+
+    def into(self, region: str) -> dict[Transfer, Extents]:
+        """Return those that may write into a region, and where."""
+        found = list(self._unsettled.items())
+        return {t: into for t, into in found if into is not None and into.region == region}
 
     def close(self) -> None:
         self._closed = True
@@ -51,4 +58,4 @@ class Watchdog:
                 self._some.set()
 
     def _forget(self, transfer: Transfer) -> None:
-        self._unsettled.pop(transfer.id, None)
+        self._unsettled.pop(transfer, None)

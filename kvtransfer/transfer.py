@@ -15,6 +15,11 @@ _log = logging.getLogger(__name__)
 _ids = itertools.count(1)
 
 
+def next_number() -> int:
+    """Return a number that no transfer of this process has, nor any other caller."""
+    return next(_ids)
+
+
 class TransferState(Enum):
     PENDING = "pending"
     DONE = "done"
@@ -42,7 +47,7 @@ class Transfer:
     def __init__(
         self, peer: str, num_ranges: int, total_bytes: int, timeout_s: float, doing: str = "reading"
     ) -> None:
-        self.id = next(_ids)
+        self.id = next_number()
         self.peer = peer
         self.transport = ""  # known when it has started
         self.total_bytes = total_bytes

@@ -47,7 +47,6 @@ class Owner(OwnerEnd):
 class Reader(ReaderEnd):
     def __init__(self, option: str) -> None:
         self._agent = Agent(AgentConfig(name="reader", token=_TOKEN, transports=(option,)))
-        self._lease = None
 
     def start(self, pool: Bytes, hello: object, ask: Ask) -> None:
         self._agent.register("pool", pool)

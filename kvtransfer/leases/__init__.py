@@ -1,0 +1,1 @@
+"""Leases: who may read, or fill, which blocks of a pool, and until when."""
