@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from stafette.kvtransfer.deadlines import Watchdog
 from stafette.kvtransfer.errors import InvalidValue, StaleEpoch
 from stafette.kvtransfer.extents import Extents, check_pairs, merge_pairs
+from stafette.kvtransfer.leases.held import Use
 from stafette.kvtransfer.leases.lease import Lease
 from stafette.kvtransfer.notifications import check_payload
 from stafette.kvtransfer.notifier import Notifier
@@ -15,6 +16,8 @@ from stafette.kvtransfer.reading import Plan, Reading
 from stafette.kvtransfer.regions import LocalRegion
 from stafette.kvtransfer.telemetry import TransferTally
 from stafette.kvtransfer.transfer import Transfer, TransferState
+
+_GIVEN_BY: dict[Use, str] = {"read": "grant", "fill": "offer"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +65,7 @@ class Poster:
     def post(
         self, plan: Plan, lease: Lease, timeout_s: float | None, options: ReadOptions
     ) -> Transfer:
-        _check_lease(plan.peer, lease, plan.source)
+        _check_lease(plan.peer, lease, plan.source, "read")
         transfer = self._begin(plan, timeout_s, options, plan.into)
         self._start(plan, transfer, lease, options)
         return transfer
@@ -71,7 +74,7 @@ class Poster:
         self, plan: Plan, lease: Lease, timeout_s: float | None, options: ReadOptions
     ) -> Transfer:
         """Return the handle of a transfer in which nothing of ours is written."""
-        _check_lease(plan.peer, lease, plan.into)
+        _check_lease(plan.peer, lease, plan.into, "fill")
         return self._begin(plan, timeout_s, options, None)
 
     def _begin(
@@ -106,11 +109,14 @@ class Poster:
         return notify
 
 
-def _check_lease(peer: Peer, lease: Lease, theirs: Extents) -> None:
+def _check_lease(peer: Peer, lease: Lease, theirs: Extents, use: Use) -> None:
     """Find the caller's mistakes; whatever passes here, the owner checks again."""
     name, region = peer.info.name, lease.region
     if lease.owner != name:
         raise InvalidValue("lease", lease.owner, f"must be one of {name}, as the transfer is")
+    if lease.use != use:
+        remedy = f"must be a lease to {use}, from the owner's {_GIVEN_BY[use]}"
+        raise InvalidValue("lease.use", lease.use, remedy)
     if theirs.region != region.name:
         remedy = f"must be {region.name!r}, which the lease is for"
         raise InvalidValue("extents.region", theirs.region, remedy)

@@ -115,4 +115,7 @@ class Heartbeats:
 
 
 def _seconds(value: object) -> float:
-    return number(value, "remaining time")
+    seconds = number(value, "remaining time")
+    if seconds < 0:
+        raise MalformedMessage("remaining time", "0 or more")
+    return seconds

@@ -29,8 +29,8 @@ class LeaseHolder:
         """Take a lease up: one question to its owner. LeaseEnded when it is too late."""
         asked_at = self._clock()
         answer = self._ask(ticket.owner, OPEN, ticket.lease_id)
-        grant, ttl_s, remaining_s = read_opened(answer, ticket.lease_id, ticket.epoch)
-        lease = Lease(ticket.owner, grant, ttl_s, asked_at + remaining_s, self._released)
+        opened = read_opened(answer, ticket.lease_id, ticket.epoch)
+        lease = Lease(ticket.owner, opened, asked_at, self._released)
         self._heartbeats.add(lease)
         return lease
 

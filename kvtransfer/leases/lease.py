@@ -1,16 +1,28 @@
 """A lease as its holder sees it: what it covers, and how long it lasts."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import get_args
 
 import numpy as np
 
 from stafette.kvtransfer.errors import LeaseEnded, MalformedMessage
-from stafette.kvtransfer.leases.held import HeldLease
+from stafette.kvtransfer.leases.held import HeldLease, Use
 from stafette.kvtransfer.regions import RegionInfo
 from stafette.kvtransfer.strict import number, whole
 from stafette.kvtransfer.transport import Grant
 
 _SLOT_END = 1 << 32
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """What an owner answers to whoever takes up a lease."""
+
+    grant: Grant
+    use: Use
+    ttl_s: float
+    remaining_s: float
 
 
 class Lease:
@@ -19,15 +31,15 @@ class Lease:
     def __init__(
         self,
         owner: str,
-        grant: Grant,
-        ttl_s: float,
-        expires: float,
+        opened: Opened,
+        asked_at: float,
         release: Callable[["Lease"], None],
     ) -> None:
         self.owner = owner
-        self.grant = grant
-        self.ttl_s = ttl_s
-        self.expires = expires  # of our clock; the owner's is never compared with it
+        self.grant = opened.grant
+        self.use = opened.use
+        self.ttl_s = opened.ttl_s
+        self.expires = asked_at + opened.remaining_s  # of our clock, not later than the owner's
         self._release = release
         self._ended: LeaseEnded | None = None
 
@@ -56,17 +68,16 @@ class Lease:
 
 
 def pack_opened(lease: HeldLease, remaining_s: float) -> list[object]:
-    """Return what an owner tells the holder of a lease."""
-    region = lease.region.info.pack()
+    """Return the wire form of `Opened`."""
+    region, terms = lease.region.info.pack(), lease.terms
     blocks = np.ascontiguousarray(lease.blocks, "<i8").tobytes()
     generations = np.ascontiguousarray(lease.generations, "<u8").tobytes()
-    return [lease.slot, region, blocks, generations, lease.terms.ttl_s, remaining_s]
+    return [lease.slot, region, blocks, generations, terms.use, terms.ttl_s, remaining_s]
 
 
-def read_opened(value: object, lease_id: int, epoch: int) -> tuple[Grant, float, float]:
-    """Return the grant, its ttl and the time it has left."""
+def read_opened(value: object, lease_id: int, epoch: int) -> Opened:
     match value:
-        case [slot, region, bytes(blocks), bytes(generations), ttl_s, remaining_s]:
+        case [slot, region, bytes(blocks), bytes(generations), use, ttl_s, remaining_s]:
             if len(blocks) != len(generations) or len(blocks) % 8 or not blocks:
                 raise MalformedMessage("lease", "a generation for every block")
             grant = Grant(
@@ -77,5 +88,11 @@ def read_opened(value: object, lease_id: int, epoch: int) -> tuple[Grant, float,
                 np.frombuffer(blocks, "<i8").astype(np.int64, copy=False),
                 np.frombuffer(generations, "<u8").astype(np.uint64, copy=False),
             )
-            return grant, number(ttl_s, "ttl"), number(remaining_s, "remaining time")
-    raise MalformedMessage("lease", "[slot, region, blocks, generations, ttl, remaining time]")
+            return Opened(grant, _use(use), number(ttl_s, "ttl"), number(remaining_s, "rest"))
+    raise MalformedMessage("lease", "[slot, region, blocks, generations, use, ttl, rest]")
+
+
+def _use(value: object) -> Use:
+    if value not in get_args(Use):
+        raise MalformedMessage("use", " | ".join(get_args(Use)))
+    return value  # type: ignore[return-value]

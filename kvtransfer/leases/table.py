@@ -168,7 +168,8 @@ class LeaseTable:
             dies=now + self._config.max_life_s,
         )
         self._leases[lease.id] = lease
-        self._ledger.write(lease.slot, lease.id)
+        if terms.use == "read":  # a lease to fill opens nothing to those who read the ledger
+            self._ledger.write(lease.slot, lease.id)
         heapq.heappush(self._due, (lease.expires, lease.id))
         self._counters.granted += 1
         return lease
