@@ -18,7 +18,7 @@ from stafette.kvtransfer.transfer import Transfer
 from stafette.kvtransfer.transport import Grant, ReadJob
 
 # What speaks against the way, and not against what was asked.
-_FAULTS_OF_THE_WAY = (PeerLost, TransferTimedOut, ChecksumMismatch, TransportUnavailable)
+_FAULTS_OF_THE_WAY = (PeerLost, ChecksumMismatch, TransportUnavailable)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +67,9 @@ class Reading:
 
     def ended(self, job: "_Job", error: TransferError | None) -> None:
         transfer, now = self.transfer, self._clock()
-        timed_out = isinstance(transfer.error, TransferTimedOut)
-        if timed_out or isinstance(error, _FAULTS_OF_THE_WAY):
+        if isinstance(transfer.error, TransferTimedOut):
+            job.route.timed_out(transfer.timeout_s, now)
+        elif isinstance(error, _FAULTS_OF_THE_WAY):
             job.route.failed(now)
         elif error is None and transfer.error is None:
             job.route.succeeded(self.plan.total_bytes, now - job.began)

@@ -13,6 +13,7 @@ class BreakerConfig:
     failures: int = 3  # in a row, after which a transport to a peer rests
     cool_down_s: float = 1.0  # doubles with every further failure
     max_cool_down_s: float = 30.0
+    patience_s: float = 1.0  # a shorter deadline that passes says nothing against the way
 
     def __post_init__(self) -> None:
         if self.failures < 1:
@@ -20,6 +21,8 @@ class BreakerConfig:
         if not 0 < self.cool_down_s <= self.max_cool_down_s:
             remedy = f"must be above 0 and at most max_cool_down_s, {self.max_cool_down_s}"
             raise InvalidValue("breaker.cool_down_s", self.cool_down_s, remedy)
+        if not self.patience_s >= 0:
+            raise InvalidValue("breaker.patience_s", self.patience_s, "must be at least 0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +66,10 @@ class Route:
         elif seconds > self._setup_s:
             rate = nbytes / (seconds - self._setup_s)
             self._bytes_per_s += _WEIGHT * (rate - self._bytes_per_s)
+
+    def timed_out(self, limit_s: float, now: float) -> None:
+        if limit_s >= self._breaker.patience_s:
+            self.failed(now)
 
     def failed(self, now: float) -> None:
         """Count a failure of the way itself; a single try is let through after every rest."""

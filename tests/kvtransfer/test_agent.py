@@ -169,6 +169,18 @@ def test_a_way_that_fails_again_and_again_rests_and_the_next_best_is_taken(make_
     assert reader.routes("owner")["shm"].rests_s > 25
 
 
+def test_a_deadline_that_was_short_says_nothing_against_the_way(pair):
+    _, reader, transport, lease = pair
+
+    for _ in range(5):
+        transfer = reader.read(spans((0, 1)), spans((0, 1)), lease, 0.02)
+        with pytest.raises(TransferTimedOut):
+            transfer.wait(PATIENCE_S)
+        finish(transport)
+
+    assert reader.routes("owner")["shm"].failures == 0
+
+
 def test_a_forced_transport_is_the_only_one_that_is_tried(make_agent):
     owner = make_agent("owner", transports=("shm", "tcp"))
     reader = make_agent("reader", transports=("shm", "tcp"))

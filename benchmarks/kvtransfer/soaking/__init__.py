@@ -1,0 +1,1 @@
+"""The processes, the network and the mischief of the soak."""
