@@ -126,7 +126,7 @@ def leaked_leases(routes: list[Route], agent: Agent) -> int:
     while time.monotonic() < deadline:
         living = [route.owner.ask("living") for route in routes]
         counts = [number for pair in living for number in pair]
-        left = sum(counts) + agent.stats().leases.living
+        left: int = sum(counts) + agent.stats().leases.living
         if not left:
             return 0
         time.sleep(0.2)
