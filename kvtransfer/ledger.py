@@ -47,10 +47,11 @@ class Ledger:
         self._slots[:] = 0
 
     def add_region(self, name: str, num_blocks: int) -> None:
-        self._generations[name] = SharedMemory(f"generations-{name}", num_blocks * _WORD_BYTES)
+        nbytes = (num_blocks + 1) * _WORD_BYTES  # the last word is 0 as long as the region is there
+        self._generations[name] = SharedMemory(f"generations-{name}", nbytes)
 
     def remove_region(self, name: str) -> None:
-        """Make every block of it stale, then forget it."""
+        """Make every block of it stale, tell that it is gone, then forget it."""
         memory = self._generations.pop(name)
         memory.array.view(np.uint64)[:] += np.uint64(1)
         memory.close()
@@ -60,7 +61,7 @@ class Ledger:
 
     def generations(self, name: str) -> Uint64s:
         """Return the counts of all blocks of a region: the live ones, not a copy."""
-        return self._generations[name].array.view(np.uint64)
+        return self._generations[name].array.view(np.uint64)[:-1]
 
     def overwrite(self, name: str, blocks: npt.NDArray[np.integer]) -> None:
         """Count blocks up, before they are overwritten."""
@@ -82,6 +83,10 @@ class LedgerView:
             raise InvalidValue("ledger", nbytes, "is not a ledger of this version")
         if len(self.words) != _HEAD_WORDS + int(self.words[_NUM_SLOTS]):
             raise InvalidValue("ledger", nbytes, "does not have the size that its head tells")
+
+    @property
+    def num_slots(self) -> int:
+        return len(self.words) - _HEAD_WORDS
 
     @property
     def epoch(self) -> int:
