@@ -22,7 +22,8 @@ def unpack(data: bytes, max_bytes: int) -> object:
         raise MalformedMessage("message", f"at most {max_bytes} bytes, not {len(data)}")
     try:
         return msgpack.unpackb(data)
-    except (ValueError, TypeError, RecursionError) as error:  # msgpack's own errors are ValueErrors
+    # msgpack's own errors are ValueErrors; memory runs out for lists longer than the message.
+    except (ValueError, TypeError, RecursionError, MemoryError) as error:
         raise MalformedMessage("message", f"msgpack ({type(error).__name__})") from None
 
 

@@ -2,7 +2,8 @@
 
 No thread only reads: of those who wait for answers, one reads for all and hands the role on when it
 has its own. So a lone caller gets its answer without a change of threads. A watcher, which data
-never wakes, notices when the connection ends.
+never wakes, notices when the connection ends. Answers that come after their deadline are read by a
+thread of their own when nobody else reads: the peer must not take us for one who reads no more.
 """
 
 import itertools
@@ -27,6 +28,8 @@ from stafette.kvtransfer.strict import unpack, whole
 
 _log = logging.getLogger(__name__)
 
+_LAST_ANSWERS_S = 1.0  # to read what a peer that has left had sent
+
 
 class _Call:
     """One question. Its lock is held until there is something to do for whoever waits."""
@@ -50,6 +53,7 @@ class Calls:
     def __init__(
         self, channel: Channel, peer: str, max_frame_bytes: int, on_lost: Callable[[], None]
     ) -> None:
+        """Take over the channel; RuntimeError when no thread can be started."""
         self._channel = channel
         self._peer = peer
         self._max_bytes = max_frame_bytes
@@ -59,6 +63,8 @@ class Calls:
         self._waiting: dict[int, _Call] = {}
         self._lock = threading.Lock()
         self._reading = threading.Lock()
+        self._owed = 0  # answers that are still to come, and nobody waits for
+        self._draining = False
         self._lost: str | None = None  # why
         self._closed_here = False
         self._watcher = threading.Thread(target=self._watch, name=f"control-{peer}", daemon=True)
@@ -77,21 +83,23 @@ class Calls:
     ) -> tuple[object, list[int]]:
         """Ask, and return the answer; PeerLost, TransferTimedOut or the peer's typed error."""
         deadline = time.monotonic() + timeout_s
-        call = _Call(next(self._ids))
+        call, in_time = _Call(next(self._ids)), True
         frame = frames.encode([call.id, operation, payload, wants_fds], self._max_bytes)
         self._enter(call)
         try:
             self._channel.send(frame, deadline)
             call.sent = True
             self._await(call, deadline)
-        except OSError as error:
-            if not isinstance(error, TimeoutError) or error.errno is not None:
-                self._fail(_told(error))
-        except MalformedMessage as error:
-            self._fail(f"its answer breaks the format ({error})")
+        except TimeoutError as error:
+            if error.errno is not None:  # the kernel's: the peer's host does not answer
+                self._fail_by(error)
+            else:
+                in_time = False
+        except (OSError, MalformedMessage) as error:
+            self._fail_by(error)
         finally:
             self._leave(call)
-        if not call.done:
+        if not call.done or (not in_time and call.error is not None):
             raise TransferTimedOut(self._peer, operation, timeout_s)
         if call.error is not None:
             raise call.error
@@ -112,24 +120,22 @@ class Calls:
 
     def _leave(self, call: _Call) -> None:
         with self._lock:
-            self._waiting.pop(call.id, None)
-        if self._waiting and not self._reading.locked():
-            self._hand_on()
+            given_up = self._waiting.pop(call.id, None) is not None
+            self._owed += given_up and call.sent
+        self._pass_on()
 
     def _await(self, call: _Call, deadline: float) -> None:
         while not call.done:
             if self._reading.acquire(blocking=False):
                 try:
-                    self._read_until(call, deadline)
+                    self._read_while(lambda: not call.done, deadline)
                 finally:
                     self._reading.release()
             elif not call.wake.acquire(timeout=max(0.0, deadline - time.monotonic())):
                 raise TimeoutError
 
-    def _read_until(self, call: _Call, deadline: float) -> None:
-        while not call.done:
-            if self._lost is not None:
-                return
+    def _read_while(self, needed: Callable[[], bool], deadline: float | None) -> None:
+        while needed() and self._lost is None:
             data = self._channel.recv(RECV_BYTES, deadline)
             if not data:
                 raise ConnectionResetError("it closed the connection")
@@ -151,36 +157,69 @@ class Calls:
     ) -> None:
         with self._lock:
             call = self._waiting.pop(call_id, None)
-            if call is not None:
-                call.value, call.error, call.fds, call.done = value, error, fds, True
+            if call is None:  # it comes after its deadline
+                self._owed = max(0, self._owed - 1)
+            else:
+                call.value, call.error, call.done = value, error, True
+                call.fds, fds = ([], fds) if error is not None else (fds, [])
                 _wake(call)
-        if call is None:  # it came after its deadline
-            for fd in fds:
-                os.close(fd)
+        for fd in fds:  # nobody gets them
+            os.close(fd)
 
-    def _hand_on(self) -> None:
-        """Wake the one who waits longest: nobody reads. Who still sends cannot."""
+    def _pass_on(self) -> None:
+        """Find another reader, unless one has begun by itself; whoever ends as one asks for it."""
+        if not (self._waiting or self._owed) or self._reading.locked():
+            return
         with self._lock:
+            # The one who waits longest. Who still sends cannot, and looks for itself afterwards.
             call = next((each for each in self._waiting.values() if each.sent), None)
             if call is not None:
                 _wake(call)
+            elif self._owed and self._lost is None and not self._draining:
+                self._draining = self._start(self._drain)
+
+    def _drain(self) -> None:
+        """Read late answers, and on the side those of new callers, until none is owed."""
+        try:
+            with self._reading:
+                self._read_while(lambda: self._owed > 0, None)
+        except (OSError, MalformedMessage) as error:
+            self._fail_by(error)
+        with self._lock:
+            self._draining = False
+        self._pass_on()
+
+    def _start(self, run: Callable[[], None]) -> bool:
+        try:
+            threading.Thread(target=run, name=f"control-late-{self._peer}", daemon=True).start()
+        except RuntimeError:  # no thread can be started; the next caller reads
+            return False
+        return True
 
     def _fail(self, reason: str) -> None:
         with self._lock:
             if self._lost is None:
-                self._lost = reason
+                self._lost = self._channel.cut or reason
             for call in self._waiting.values():
                 call.error, call.done = PeerLost(self._peer, self._lost), True
                 _wake(call)
             self._waiting.clear()
         self._channel.shutdown()
 
+    def _fail_by(self, error: OSError | MalformedMessage) -> None:
+        if isinstance(error, MalformedMessage):
+            self._fail(f"its answer breaks the format ({error})")
+        else:
+            self._fail(error.strerror or str(error) or type(error).__name__)
+
     def _watch(self) -> None:
         """Sleep until either side ends the connection; then everybody learns it at once."""
         try:
             wait_for(self._channel.socket, select.POLLRDHUP, None)
-        except OSError as error:
-            self._fail(_told(error))
+            with self._reading:  # the answers that it gave before it left still count
+                self._read_while(lambda: True, time.monotonic() + _LAST_ANSWERS_S)
+        except (OSError, MalformedMessage) as error:
+            self._fail_by(error)
         self._fail("it closed the connection")
         with self._reading:  # whoever reads has left when this is ours
             self._channel.close()
@@ -198,7 +237,3 @@ def _wake(call: _Call) -> None:
     """The books' lock is held: nobody else wakes it meanwhile."""
     if call.wake.locked():
         call.wake.release()
-
-
-def _told(error: OSError) -> str:
-    return error.strerror or str(error) or type(error).__name__

@@ -21,6 +21,8 @@ from stafette.kvtransfer.errors import MalformedMessage
 RECV_BYTES = 64 << 10
 MAX_FDS = 16  # of one frame
 _ANCILLARY_FDS = 253  # the kernel's limit of one message
+_TLS_PIECE_BYTES = 64 << 10  # what is sent before others may use the connection
+_LONGEST_POLL_MS = (1 << 31) - 1
 
 Value = TypeVar("Value")
 
@@ -29,11 +31,13 @@ class Channel:
     """A plain stream socket, in blocking mode. File descriptors that arrive here are dropped."""
 
     binding = b""  # what ties a proof to this very connection
+    cut = ""  # why it was ended from within, if it was
 
     def __init__(self, connection: socket.socket) -> None:
         self.socket = connection
         self._sending = threading.Lock()
-        self._closed = False
+        self._ending = threading.Lock()  # taken after the other one
+        self._closed = False  # or somebody else's by now
 
     def handshake(self, deadline: float) -> None:
         """Do what comes before the first byte of ours."""
@@ -64,22 +68,30 @@ class Channel:
         finally:
             self._sending.release()
 
+    def send_within(self, data: bytes, timeout_s: float, fds: Sequence[int] = ()) -> None:
+        """Send all of it; the time counts from when those who came before are done."""
+        with self._sending:
+            self._send(data, time.monotonic() + timeout_s, fds)
+
     def shutdown(self) -> None:
         """End the connection for both sides; everybody who waits on it is woken."""
-        with suppress(OSError):
-            self.socket.shutdown(socket.SHUT_RDWR)
+        with self._ending:
+            if not self._closed:
+                self._shutdown()
 
     def close(self) -> None:
         """Give the socket back; whoever reads has left. Safe to call twice."""
         self.shutdown()
-        with self._sending:
-            self._closed = True
-            self.socket.close()
+        with self._sending, self._ending:
+            if not self._closed:
+                self._closed = True
+                self.socket.close()
 
     def detach(self) -> socket.socket:
-        """Return the socket, blocking; this channel is used no more."""
-        self._closed = True
-        self.socket.settimeout(None)
+        """Return the socket, blocking; this channel touches it no more."""
+        with self._sending, self._ending:
+            self._closed = True
+            self.socket.settimeout(None)
         return self.socket
 
     def take_fds(self, count: int) -> list[int]:
@@ -91,12 +103,13 @@ class Channel:
     def _send(self, data: bytes, deadline: float, fds: Sequence[int]) -> None:
         if self._closed:
             raise BrokenPipeError("the connection is closed")
-        sent = self._send_some(memoryview(data), deadline, fds)
+        view, sent = memoryview(data), 0
         try:
-            while sent < len(data):
-                sent += self._send_some(memoryview(data)[sent:], deadline, ())
+            while sent < len(view):
+                sent += self._send_some(view[sent:], deadline, () if sent else fds)
         except BaseException:
-            self.shutdown()
+            if sent:
+                self._cut()
             raise
 
     def _send_some(self, data: memoryview, deadline: float, fds: Sequence[int]) -> int:
@@ -107,6 +120,14 @@ class Channel:
                 return self.socket.send(data, socket.MSG_DONTWAIT)
             except BlockingIOError:
                 wait_for(self.socket, select.POLLOUT, deadline)
+
+    def _cut(self) -> None:
+        self.cut = self.cut or "a message to it was sent only in part"
+        self.shutdown()
+
+    def _shutdown(self) -> None:
+        with suppress(OSError):
+            self.socket.shutdown(socket.SHUT_RDWR)
 
 
 class FdChannel(Channel):
@@ -139,7 +160,17 @@ class FdChannel(Channel):
 
 
 class TlsChannel(Channel):
-    """TLS. OpenSSL wants one thread at a time, so the socket never blocks inside of it."""
+    """TLS. OpenSSL wants one thread at a time, so the socket never blocks inside of it.
+
+    The binding is the client's Finished message, a MAC over the whole TLS handshake, certificates
+    and keys included. A man in the middle has another handshake with either side, hence another
+    Finished: the proofs that he relays are worth nothing, whatever certificate he has. Python calls
+    it "tls-unique", which RFC 5929 defines up to TLS 1.2. There, the Finished of a resumed session
+    can be made equal on both sides (3SHAKE), and it has only 96 bits. In TLS 1.3 it has 256 or
+    more, and depends on all of the handshake; so nothing older and nothing resumed is accepted. RFC
+    9266's exporter, the name for TLS 1.3, needs a call that Python's ssl lacks (gh-82133), and the
+    certificate's hash (tls-server-end-point) would not betray a stolen key.
+    """
 
     def __init__(self, connection: ssl.SSLSocket) -> None:
         super().__init__(connection)
@@ -149,17 +180,38 @@ class TlsChannel(Channel):
 
     def handshake(self, deadline: float) -> None:
         self._drive(self._tls.do_handshake, deadline)
-        # The client's Finished message, a MAC of the whole TLS handshake: a man in the middle has
-        # another one with each side.
-        self.binding = self._tls.get_channel_binding("tls-unique") or b""
-        if not self.binding:
-            raise ConnectionError("TLS offers no channel binding")
+        if self._tls.version() != "TLSv1.3" or self._tls.session_reused:
+            found = self._tls.version()
+            raise ssl.SSLError(ssl.SSL_ERROR_SSL, f"not a new session of TLS 1.3, but of {found}")
+        self.binding = self._finished()
 
     def recv(self, max_bytes: int, deadline: float | None) -> bytes:
         return self._drive(lambda: self._tls.recv(max_bytes), deadline)
 
+    def _finished(self) -> bytes:
+        try:
+            finished = self._tls.get_channel_binding("tls-unique")
+        except ValueError:  # a Python that knows it no more
+            finished = None
+        if not finished:
+            raise ssl.SSLError(ssl.SSL_ERROR_SSL, "this Python does not tell a session's Finished")
+        return finished
+
+    def _send(self, data: bytes, deadline: float, fds: Sequence[int]) -> None:
+        try:
+            super()._send(data, deadline, fds)
+        except BaseException:  # OpenSSL may have sent a part that it did not count
+            self._cut()
+            raise
+
     def _send_some(self, data: memoryview, deadline: float, fds: Sequence[int]) -> int:
-        return self._drive(lambda: self._tls.send(data), deadline)
+        return self._drive(lambda: self._tls.send(data[:_TLS_PIECE_BYTES]), deadline)
+
+    def _shutdown(self) -> None:
+        # SSLSocket's own would forget the TLS session at once, under whoever reads or sends: they
+        # would see, or say, bytes that are not encrypted.
+        with suppress(OSError):
+            socket.socket.shutdown(self._tls, socket.SHUT_RDWR)
 
     def _drive(self, step: Callable[[], Value], deadline: float | None) -> Value:
         while True:
@@ -179,6 +231,6 @@ def wait_for(connection: socket.socket, events: int, deadline: float | None) -> 
     if deadline is None:
         poll.poll()
         return
-    left = deadline - time.monotonic()
-    if not poll.poll(max(0, ceil(left * 1_000))):
+    left_ms = ceil((deadline - time.monotonic()) * 1_000)
+    if not poll.poll(min(max(0, left_ms), _LONGEST_POLL_MS)):
         raise TimeoutError

@@ -7,13 +7,14 @@ import threading
 import time
 from collections.abc import Callable
 
-from stafette.kvtransfer.control.auth import Identity
+from stafette.kvtransfer.control.auth import MAX_PURPOSE_BYTES, Identity
 from stafette.kvtransfer.control.calls import Calls
 from stafette.kvtransfer.control.channel import Channel, FdChannel, TlsChannel
 from stafette.kvtransfer.control.config import ControlConfig
 from stafette.kvtransfer.control.counters import Counters, Tally
 from stafette.kvtransfer.control.endpoint import dial_tcp, dial_unix, endpoint_of
 from stafette.kvtransfer.control.handshake import CALLS, Party, greet
+from stafette.kvtransfer.control.serving import MAX_OPERATION_BYTES
 from stafette.kvtransfer.errors import (
     AuthFailed,
     InvalidValue,
@@ -26,7 +27,8 @@ from stafette.kvtransfer.errors import (
 from stafette.kvtransfer.transport import PeerControl, PeerInfo
 
 _CLOSED = "the way to it was closed here"
-_NO_TIME_S = 1e-3  # the shortest wait: 0 would mean something else to a socket
+_LONGEST_TIMEOUT_S = 1e6
+_REFUSED_CERTIFICATE = ("CERTIFICATE", "UNKNOWN_CA", "ACCESS_DENIED")  # in the names of TLS alerts
 
 
 class ControlClient(PeerControl):
@@ -70,16 +72,18 @@ class ControlClient(PeerControl):
         return self._call(operation, payload, True, timeout_s)
 
     def dial(self, purpose: str, timeout_s: float) -> socket.socket:
-        if purpose == CALLS:
-            raise InvalidValue("purpose", purpose, "is what control connections are called")
-        deadline = time.monotonic() + timeout_s
+        """Return a connection over TCP, an `ssl.SSLSocket` where the config has TLS."""
+        if purpose == CALLS or not 0 < len(purpose.encode()) <= MAX_PURPOSE_BYTES:
+            remedy = f"must have 1..{MAX_PURPOSE_BYTES} bytes, and not be {CALLS!r}"
+            raise InvalidValue("purpose", purpose, remedy)
+        deadline = self._deadline("connecting", timeout_s)
         if self._closed:
             raise PeerLost(self.peer.name, _CLOSED)
         return self._open(deadline, timeout_s, purpose).detach()
 
     def connect(self, timeout_s: float) -> None:
         """Find out now whether the peer is there; calls do so by themselves."""
-        self._connected(time.monotonic() + timeout_s, timeout_s)
+        self._connected(self._deadline("connecting", timeout_s), timeout_s)
 
     def counters(self) -> Counters:
         return self._tally.read()
@@ -95,15 +99,26 @@ class ControlClient(PeerControl):
     def _call(
         self, operation: str, payload: object, wants_fds: bool, timeout_s: float
     ) -> tuple[object, list[int]]:
+        if not operation or len(operation.encode()) > MAX_OPERATION_BYTES:
+            remedy = f"must have 1..{MAX_OPERATION_BYTES} bytes"
+            raise InvalidValue("operation", operation, remedy)
+        deadline = self._deadline(operation, timeout_s)
         calls = self._calls
         if calls is None or calls.lost:
-            deadline = time.monotonic() + timeout_s
             calls = self._connected(deadline, timeout_s)
             timeout_s = deadline - time.monotonic()
         if wants_fds and not calls.carries_fds:
             reason = "file descriptors need a Unix socket, and it is reached by TCP"
             raise TransportUnavailable(operation, self.peer.name, reason)
         return calls.call(operation, payload, wants_fds, timeout_s)
+
+    def _deadline(self, doing: str, timeout_s: float) -> float:
+        if not timeout_s <= _LONGEST_TIMEOUT_S:
+            remedy = f"must be at most {_LONGEST_TIMEOUT_S:g}"
+            raise InvalidValue("timeout_s", timeout_s, remedy)
+        if timeout_s <= 0:  # what was left of a caller's own deadline: ask nothing any more
+            raise TransferTimedOut(self.peer.name, doing, timeout_s)
+        return time.monotonic() + timeout_s
 
     def _connected(self, deadline: float, timeout_s: float) -> Calls:
         if not self._connecting.acquire(timeout=max(0.0, deadline - time.monotonic())):
@@ -123,12 +138,20 @@ class ControlClient(PeerControl):
             raise type(self._failed)(*self._failed.args)
         try:
             channel = self._open(deadline, timeout_s, CALLS)
+            calls = self._take_up(channel)
         except TransferError as error:
             self._rest(error)
             raise
         self._failed, self._backoff_s = None, self._config.backoff_s
         self._tally.connected()
-        return Calls(channel, self.peer.name, self._config.max_frame_bytes, self._tell_lost)
+        return calls
+
+    def _take_up(self, channel: Channel) -> Calls:
+        try:
+            return Calls(channel, self.peer.name, self._config.max_frame_bytes, self._tell_lost)
+        except RuntimeError as error:
+            channel.close()
+            raise PeerLost(self.peer.name, f"no thread for its connection ({error})") from error
 
     def _rest(self, error: TransferError) -> None:
         if self._failed is not None:
@@ -148,6 +171,11 @@ class ControlClient(PeerControl):
             return self._shake_hands(limit, purpose)
         except ssl.SSLCertVerificationError as error:
             raise AuthFailed(name, f"certificate: {error.verify_message}") from error
+        except ssl.SSLError as error:
+            alert = getattr(error, "reason", None) or ""  # only OpenSSL's own errors have one
+            if any(part in alert for part in _REFUSED_CERTIFICATE):
+                raise AuthFailed(name, f"it refuses our certificate ({alert})") from error
+            raise PeerLost(name, f"no TLS with it ({error})") from error
         except TimeoutError as error:
             raise TransferTimedOut(name, "connecting", timeout_s) from error
         except MalformedMessage as error:
@@ -162,14 +190,14 @@ class ControlClient(PeerControl):
             channel = self._reach_unix(us, deadline)
             if channel is not None:
                 return channel
-        channel = self._wrap(dial_tcp(self._endpoint, _left(deadline)))
+        channel = self._wrap(dial_tcp(self._endpoint, deadline))
         self._greet(channel, us, purpose, deadline)
         return channel
 
     def _reach_unix(self, us: Party, deadline: float) -> Channel | None:
         """Return None where the peer does not answer, or not us: it may still do so by TCP."""
         try:
-            channel = FdChannel(dial_unix(self._endpoint, _left(deadline)))
+            channel = FdChannel(dial_unix(self._endpoint, deadline))
             self._greet(channel, us, CALLS, deadline)
         except TimeoutError:
             raise
@@ -196,7 +224,3 @@ class ControlClient(PeerControl):
         except BaseException:
             channel.close()
             raise
-
-
-def _left(deadline: float) -> float:
-    return max(_NO_TIME_S, deadline - time.monotonic())

@@ -7,8 +7,10 @@ from stafette.kvtransfer.errors import InvalidValue
 
 MIN_TOKEN_BYTES = 16
 MAX_DIGEST_BYTES = 64
+MIN_FRAME_BYTES = 64 << 10  # the longest error fits
 _ABOVE_ZERO = ("handshake_timeout_s", "send_timeout_s", "close_timeout_s", "backoff_s")
-_AT_LEAST_ONE = ("max_frame_bytes", "max_strangers", "max_slow_calls", "slow_threads")
+_AT_LEAST_ONE = ("max_strangers", "max_slow_calls", "slow_threads")
+_NEW_TLS = (ssl.TLSVersion.MAXIMUM_SUPPORTED, ssl.TLSVersion.TLSv1_3)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +30,7 @@ class ControlConfig:
     slow_threads: int = 8
     backoff_s: float = 0.1  # after a connection that failed; doubles up to the next
     max_backoff_s: float = 2.0
-    tls_server: ssl.SSLContext | None = None  # for TCP; both or neither
+    tls_server: ssl.SSLContext | None = None  # for TCP, of version 1.3; both or neither
     tls_client: ssl.SSLContext | None = None
 
     def __post_init__(self) -> None:
@@ -46,9 +48,26 @@ class ControlConfig:
         if (self.tls_server is None) != (self.tls_client is None):
             remedy = "must be given together with the other one: every agent has both roles"
             raise InvalidValue("control.tls_server, tls_client", "only one", remedy)
+        self._check_tls("tls_server", self.tls_server, ssl.PROTOCOL_TLS_CLIENT)
+        self._check_tls("tls_client", self.tls_client, ssl.PROTOCOL_TLS_SERVER)
         self._check_numbers()
 
+    def _check_tls(
+        self, name: str, context: ssl.SSLContext | None, wrong_side: ssl._SSLMethod
+    ) -> None:
+        if context is None:
+            return
+        if context.protocol is wrong_side:
+            remedy = "must be a context of the other side"
+            raise InvalidValue(f"control.{name}.protocol", context.protocol.name, remedy)
+        if context.maximum_version not in _NEW_TLS:
+            version = context.maximum_version.name
+            raise InvalidValue(f"control.{name}.maximum_version", version, "must allow TLSv1_3")
+
     def _check_numbers(self) -> None:
+        if not MIN_FRAME_BYTES <= self.max_frame_bytes < 1 << 32:
+            remedy = f"must be in {MIN_FRAME_BYTES}..2**32 - 1"
+            raise InvalidValue("control.max_frame_bytes", self.max_frame_bytes, remedy)
         for name in _ABOVE_ZERO:
             if not getattr(self, name) > 0:
                 raise InvalidValue(f"control.{name}", getattr(self, name), "must be above 0")

@@ -1,7 +1,9 @@
-"""Counts what happens on control connections."""
+"""Counts what happens on control connections, and keeps strangers from filling the log."""
 
 import threading
+import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 
@@ -58,3 +60,22 @@ class Tally:
                 now.errors.copy(),
                 now.failures,
             )
+
+
+class Seldom:
+    """Lets one log line of a kind pass in a while; the counters know of all of them."""
+
+    def __init__(self, every_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._every_s = every_s
+        self._clock = clock
+        self._passed_at: dict[str, float] = {}
+        self._lock = threading.Lock()
+
+    def passes(self, kind: str) -> bool:
+        now = self._clock()
+        with self._lock:
+            last = self._passed_at.get(kind)
+            if last is not None and now < last + self._every_s:
+                return False
+            self._passed_at[kind] = now
+        return True

@@ -36,6 +36,11 @@ class FrameReader:
         self._max_bytes = max_bytes
         self._buffer = bytearray()
 
+    @property
+    def partial(self) -> bool:
+        """Whether a frame has begun, the rest of which has not come yet."""
+        return bool(self._buffer)
+
     def feed(self, data: bytes) -> list[bytes]:
         """Take in what was received; return the bodies that are complete."""
         if not self._buffer and len(data) > HEADER_BYTES:

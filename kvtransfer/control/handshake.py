@@ -8,7 +8,9 @@
                                               <-  identity, proof of it
     identity, proof of it  ->
 
-The client proves first: a stranger who connects learns a version, a digest and a nonce.
+The client proves first: a stranger who connects learns a version, a digest and a nonce. Whoever is
+connected to learns the caller's name and a proof on which to try tokens, which is why a token must
+be random, and not a word that can be guessed.
 """
 
 from dataclasses import dataclass

@@ -7,11 +7,12 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 
 from stafette.kvtransfer.control.auth import Identity
 from stafette.kvtransfer.control.channel import Channel, TlsChannel
 from stafette.kvtransfer.control.config import ControlConfig
-from stafette.kvtransfer.control.counters import Counters, Tally
+from stafette.kvtransfer.control.counters import Counters, Seldom, Tally
 from stafette.kvtransfer.control.endpoint import (
     Endpoint,
     listen_tcp,
@@ -38,7 +39,9 @@ _log = logging.getLogger(__name__)
 
 OnStream = Callable[[str, socket.socket, PeerInfo], None]  # purpose, connection, who dialled
 
-_ACCEPT_PAUSE_S = 0.1  # when no connection can be taken: file descriptors or threads are used up
+_ACCEPT_PAUSE_S = 0.1  # when no connection can be taken: file descriptors or memory are used up
+_LOG_EVERY_S = 10.0  # a refusal for the same reason
+_GONE = (BlockingIOError, ConnectionError)  # who knocked has left again
 _REASONS: Mapping[type[Exception], str] = {  # the first that fits
     AuthFailed: "auth",
     Incompatible: "incompatible",
@@ -47,6 +50,11 @@ _REASONS: Mapping[type[Exception], str] = {  # the first that fits
     TimeoutError: "deadline",
     ssl.SSLError: "tls",
     OSError: "lost",
+}
+_TURNED_AWAY: Mapping[str, str] = {  # without a word
+    "user": "the process belongs to another user",
+    "busy": "too many connections have not proved anything yet",
+    "lost": "it is gone again",
 }
 
 
@@ -80,17 +88,22 @@ class ControlServer:
         self._on_stream = on_stream
         self._on_peer = on_peer
         self._tally = Tally()
+        self._seldom = Seldom(_LOG_EVERY_S)
         self._pool = SlowPool(config.slow_threads)
         self._lock = threading.Lock()
         self._closing = threading.Event()
         self._connections: dict[threading.Thread, Channel] = {}
-        self._tcp = _Listener(listen_tcp(config), config.max_strangers)
-        self._unix = _Listener(listen_unix(), config.max_strangers)
-        host, port = config.advertised_host or config.host, self._tcp.socket.getsockname()[1]
-        self.endpoint = Endpoint(host, port, unix_name(self._unix.socket))
-        self._wake, self._woken = socket.socketpair()
-        self._accepting = threading.Thread(target=self._accept, name="control-accept", daemon=True)
-        self._accepting.start()
+        with ExitStack() as made:  # closed again when not all of it can be had
+            self._tcp = _Listener(made.enter_context(listen_tcp(config)), config.max_strangers)
+            self._unix = _Listener(made.enter_context(listen_unix()), config.max_strangers)
+            self._wake, self._woken = map(made.enter_context, socket.socketpair())
+            host, port = config.advertised_host or config.host, self._tcp.socket.getsockname()[1]
+            self.endpoint = Endpoint(host, port, unix_name(self._unix.socket))
+            self._accepting = threading.Thread(
+                target=self._accept, name="control-accept", daemon=True
+            )
+            self._accepting.start()
+            made.pop_all()
 
     def counters(self) -> Counters:
         return self._tally.read()
@@ -101,15 +114,16 @@ class ControlServer:
             if self._closing.is_set():
                 return
             self._closing.set()
-            connections = dict(self._connections)
-        self._wake.close()
-        for channel in connections.values():
-            channel.shutdown()
         timeout_s = self._config.close_timeout_s
         deadline = time.monotonic() + timeout_s
-        num_late = self._pool.close(timeout_s)
-        threads = {self._accepting, *connections} - {threading.current_thread()}
-        for thread in threads:
+        self._wake.close()
+        self._accepting.join(timeout_s)  # after it, no connection begins
+        with self._lock:
+            connections = dict(self._connections)
+        for channel in connections.values():
+            channel.shutdown()
+        num_late = self._pool.close(deadline - time.monotonic())
+        for thread in connections.keys() - {threading.current_thread()}:
             thread.join(max(0.0, deadline - time.monotonic()))
             num_late += thread.is_alive()
         if num_late:
@@ -122,16 +136,23 @@ class ControlServer:
             poll.register(fd, select.POLLIN)
         while not self._closing.is_set():
             for fd, _ in poll.poll():
-                if fd in listeners:
-                    self._take(listeners[fd])
+                try:
+                    if fd in listeners:
+                        self._take(listeners[fd])
+                except Exception:  # our bug: the next one is let in all the same
+                    _log.exception("a connection could not be taken")
+                    self._tally.failed()
         for each in (self._tcp.socket, self._unix.socket, self._woken):
             each.close()
 
     def _take(self, listener: _Listener) -> None:
         try:
             connection, _ = listener.socket.accept()
+        except _GONE:
+            return
         except OSError as error:
-            _log.warning("no connection can be taken: %s", error)
+            if self._seldom.passes("accept"):
+                _log.warning("no connection can be taken: %s", error)
             self._closing.wait(_ACCEPT_PAUSE_S)
             return
         if listener.local and not same_user(connection):
@@ -142,8 +163,8 @@ class ControlServer:
             self._begin(listener, connection)
 
     def _turn_away(self, connection: socket.socket, reason: str) -> None:
+        self._count_refusal(_address(connection), reason, _TURNED_AWAY[reason])
         connection.close()
-        self._tally.refused(reason)
 
     def _begin(self, listener: _Listener, connection: socket.socket) -> None:
         try:
@@ -157,16 +178,14 @@ class ControlServer:
         )
         with self._lock:
             self._connections[thread] = channel
-            if self._closing.is_set():
-                channel.shutdown()
         try:
             thread.start()
-        except RuntimeError:  # no thread can be started
+        except RuntimeError as error:  # no thread can be started
             with self._lock:
                 del self._connections[thread]
             listener.places.release()
+            self._count_refusal(_address(channel.socket), "busy", str(error))
             channel.close()
-            self._tally.refused("busy")
 
     def _prepare(self, listener: _Listener, connection: socket.socket) -> Channel:
         if listener.local:
@@ -218,10 +237,14 @@ class ControlServer:
 
     def _refuse(self, stranger: str, error: Exception) -> None:
         reason = next((told for kind, told in _REASONS.items() if isinstance(error, kind)), "other")
-        self._tally.refused(reason)
         if reason == "malformed":
             self._tally.malformed()
-        _log.warning("refused %s (%s): %s", stranger, reason, error)
+        self._count_refusal(stranger, reason, str(error) or type(error).__name__)
+
+    def _count_refusal(self, stranger: str, reason: str, told: str) -> None:
+        self._tally.refused(reason)
+        if self._seldom.passes(reason):
+            _log.warning("refused %s (%s, and so may be more): %s", stranger, reason, told)
 
     def _serve(self, channel: Channel, admitted: Admitted) -> None:
         peer = admitted.identity.peer
