@@ -56,22 +56,25 @@ class Extents:
 
     def within(self, nbytes: int) -> bool:
         """Whether every range lies in a region of that many bytes; no sum overflows here."""
-        if not len(self):
-            return True
+        if len(self) < 2:  # a small transfer is mostly such steps: no arrays where there is one
+            return not len(self) or int(self.offsets[0]) + int(self.lengths[0]) <= nbytes
         size = np.uint64(nbytes)
         return bool((self.lengths <= size).all() and (self.offsets <= size - self.lengths).all())
 
     def blocks(self, block_bytes: int) -> npt.NDArray[np.int64]:
         """Return the numbers of the blocks that the ranges touch, each once, in order."""
-        if not len(self):
-            return np.empty(0, np.int64)
+        if len(self) == 1 and self.lengths[0]:
+            start, length = int(self.offsets[0]), int(self.lengths[0])
+            return np.arange(start // block_bytes, (start + length - 1) // block_bytes + 1)
         some = self.lengths > 0
         first = self.offsets[some] // np.uint64(block_bytes)
         last = (self.offsets[some] + self.lengths[some] - np.uint64(1)) // np.uint64(block_bytes)
+        if np.array_equal(first, last):  # the usual case: each lies in one block
+            return _sorted_once(first.astype(np.int64))
         counts = (last - first + np.uint64(1)).astype(np.int64)
         starts = np.repeat(first.astype(np.int64), counts)
         within = np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)
-        return np.unique(starts + within)
+        return _sorted_once(starts + within)
 
     def pack(self) -> list[object]:
         """Return what msgpack carries: the arrays as two runs of bytes."""
@@ -107,6 +110,8 @@ def check_pairs(local: Extents, remote: Extents) -> None:
 
 def merge_pairs(local: Extents, remote: Extents) -> tuple[Extents, Extents]:
     """Join neighbours that follow each other on both sides; ranges of no bytes vanish."""
+    if len(local) == 1 and local.lengths[0]:
+        return local, remote
     some = local.lengths > 0
     lo, ro, lengths = local.offsets[some], remote.offsets[some], local.lengths[some]
     if not len(lengths):
@@ -115,6 +120,14 @@ def merge_pairs(local: Extents, remote: Extents) -> tuple[Extents, Extents]:
     heads = np.flatnonzero(np.concatenate(([True], ~follows)))
     joined = np.add.reduceat(lengths, heads)
     return Extents(local.region, lo[heads], joined), Extents(remote.region, ro[heads], joined)
+
+
+def _sorted_once(numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Return what numpy.unique does, several times as fast."""
+    numbers.sort()
+    new = np.ones(len(numbers), bool)
+    np.not_equal(numbers[1:], numbers[:-1], out=new[1:])
+    return numbers if new.all() else numbers[new]
 
 
 def _words(data: bytes) -> Uint64s:
