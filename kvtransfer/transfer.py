@@ -136,6 +136,7 @@ class Transfer:
                 failed = error is not None
                 self._end(TransferState.FAILED if failed else TransferState.DONE, error)
             calls, self._on_settled = self._on_settled, []
+            self._interrupt = None  # it knows the job, and that knows us
         for call in calls:
             self._tell(call)
         self._ended.set()
