@@ -42,8 +42,9 @@ class Extents:
     ) -> "Extents":
         """Return whole blocks."""
         numbers = np.asarray(blocks, dtype=np.int64)
-        if numbers.size and int(numbers.min()) < 0:
-            raise InvalidValue("blocks", int(numbers.min()), "block numbers begin at 0")
+        least = int(numbers[0]) if len(numbers) == 1 else int(numbers.min(initial=0))
+        if least < 0:
+            raise InvalidValue("blocks", least, "block numbers begin at 0")
         offsets = numbers.astype(np.uint64) * np.uint64(block_bytes)
         return cls(region, offsets, np.full(len(numbers), block_bytes, np.uint64))
 
@@ -52,7 +53,7 @@ class Extents:
 
     @property
     def total_bytes(self) -> int:
-        return int(self.lengths.sum())
+        return int(self.lengths[0]) if len(self) == 1 else int(self.lengths.sum())
 
     def within(self, nbytes: int) -> bool:
         """Whether every range lies in a region of that many bytes; no sum overflows here."""
@@ -101,9 +102,8 @@ def check_pairs(local: Extents, remote: Extents) -> None:
         )
     if len(local) > MAX_EXTENTS:
         raise InvalidValue("local", len(local), f"must be at most {MAX_EXTENTS} ranges: split it")
-    unequal = np.flatnonzero(local.lengths != remote.lengths)
-    if len(unequal):
-        i = int(unequal[0])
+    if local.lengths.tobytes() != remote.lengths.tobytes():
+        i = int(np.flatnonzero(local.lengths != remote.lengths)[0])
         remedy = f"must be as long as local's range {i}, {int(local.lengths[i])} bytes"
         raise InvalidValue(f"remote range {i}", int(remote.lengths[i]), remedy)
 

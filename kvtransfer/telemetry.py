@@ -25,7 +25,9 @@ class TransferTally:
     def count(self, transfer: Transfer) -> None:
         """Take in a transfer that has settled."""
         with self._lock:
-            counters = self._counters.setdefault(transfer.transport, TransferCounters())
+            counters = self._counters.get(transfer.transport)
+            if counters is None:
+                counters = self._counters[transfer.transport] = TransferCounters()
             if transfer.poll() is TransferState.DONE:
                 counters.done += 1
                 counters.nbytes += transfer.total_bytes

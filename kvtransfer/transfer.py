@@ -36,6 +36,30 @@ class Telemetry:
     seconds: float  # from the post to the end, or to now
 
 
+class _Flag:
+    """Does what threading.Event does, which is only made when somebody has to wait."""
+
+    __slots__ = ("_is_set", "_event")
+    _making = threading.Lock()
+
+    def __init__(self) -> None:
+        self._is_set = False
+        self._event: threading.Event | None = None
+
+    def set(self) -> None:
+        self._is_set = True
+        if self._event is not None:
+            self._event.set()
+
+    def wait(self, timeout_s: float | None) -> bool:
+        if self._is_set:
+            return True
+        with self._making:
+            event = self._event = self._event or threading.Event()
+        # Whoever sets it looks for the event afterwards, and we look the other way round.
+        return self._is_set or event.wait(timeout_s)
+
+
 class Transfer:
     """One posted transfer. It ends by its deadline at the latest; nothing here waits for ever.
 
@@ -65,8 +89,8 @@ class Transfer:
         self._interrupt: Callable[[], None] | None = None
         self._on_settled: list[Callable[[Transfer], None]] = []
         self._lock = threading.Lock()
-        self._ended = threading.Event()
-        self._quiet = threading.Event()
+        self._ended = _Flag()
+        self._quiet = _Flag()
 
     @property
     def error(self) -> TransferError | None:
@@ -82,8 +106,7 @@ class Transfer:
 
     def wait(self, timeout_s: float | None = None) -> bool:
         """Return True when done, False when still pending; raise the error that ended it."""
-        if not self._ended.is_set():
-            self._ended.wait(timeout_s)
+        self._ended.wait(timeout_s)
         if self._error is not None:
             raise self._error
         return self._state is TransferState.DONE

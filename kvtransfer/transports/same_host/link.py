@@ -95,7 +95,7 @@ class SameHostLink(Link):
             each.retire()
 
     def _is_quick(self, job: ReadJob, opened: Opened) -> bool:
-        small = _total(job.into) <= self._config.inline_bytes
+        small = job.into.total_bytes <= self._config.inline_bytes
         return small and opened.quick and not job.verify
 
     def _read_here(self, job: ReadJob, opened: Opened) -> bool:
@@ -226,11 +226,6 @@ def _bare(error: TransferError) -> TransferError:
     """Take from an error what leads to our frames: whoever keeps it would keep regions mapped."""
     error.__traceback__ = error.__cause__ = error.__context__ = None
     return error
-
-
-def _total(extents: Extents) -> int:
-    """Return the bytes of the ranges; quick for a single one."""
-    return int(extents.lengths[0]) if len(extents) == 1 else extents.total_bytes
 
 
 def _key(info: RegionInfo) -> tuple[str, int]:
