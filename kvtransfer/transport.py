@@ -7,7 +7,7 @@ WRITE is a READ by the other side. So nobody but its owner ever writes into a po
 import ctypes
 import socket
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -133,7 +133,17 @@ class Surroundings:
     ledger: Ledger  # the shm transport shows it to peers
 
 
-Operation = Callable[[PeerInfo, object], object]  # may return (answer, [fds]) for call_fds
+# May return (answer, [fds]) for call_fds, or a Handover.
+Operation = Callable[[PeerInfo, object], object]
+
+
+@dataclass(frozen=True, slots=True)
+class Handover:
+    """An answer with descriptors of its own: they are closed as soon as it was sent. So nobody who
+    closes files meanwhile makes it send another file that got the number."""
+
+    answer: object
+    fds: Sequence[int]
 
 
 class Transport(ABC):

@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from stafette.kvtransfer.errors import (
     TransferError,
 )
 from stafette.kvtransfer.strict import exact, text, unpack, whole
-from stafette.kvtransfer.transport import Operation, PeerInfo
+from stafette.kvtransfer.transport import Handover, Operation, PeerInfo
 
 _log = logging.getLogger(__name__)
 
@@ -113,6 +114,8 @@ class Serving:
             result = find()
             if isinstance(result, Future):
                 self._defer(question, result)
+            elif isinstance(result, Handover):
+                self._hand_over(question, result)
             else:
                 self._send_result(question, result)
         except KvTransferError as error:
@@ -164,6 +167,14 @@ class Serving:
             self._fail_unforeseen(question)
             return
         self._send(answer_frame, fds, question)
+
+    def _hand_over(self, question: Question, result: Handover) -> None:
+        try:
+            with_fds = result.answer, list(result.fds)
+            self._send_result(question, with_fds if question.wants_fds else result.answer)
+        finally:
+            for fd in result.fds:
+                os.close(fd)
 
     def _fail_unforeseen(self, question: Question) -> None:
         self._desk.tally.failed()

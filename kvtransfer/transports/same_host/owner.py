@@ -20,6 +20,7 @@ from stafette.kvtransfer.regions import LocalRegion, RegionInfo
 from stafette.kvtransfer.strict import whole
 from stafette.kvtransfer.transport import (
     Claim,
+    Handover,
     Link,
     Operation,
     PeerControl,
@@ -139,7 +140,8 @@ class SameHostTransport(Transport):
             if shown is None:
                 asked = f"region {claim.region.name}"
                 raise AccessDenied(self._around.name, asked, f"{self.name} cannot read it")
-            return [shown.place, self._around.ledger.memory.nbytes], list(shown.fds)
+            answer = [shown.place, self._around.ledger.memory.nbytes]
+            return Handover(answer, [os.dup(fd) for fd in shown.fds])
 
     def _answer_why(self, peer: PeerInfo, payload: object) -> object:
         """Raise what is wrong with a lease that a peer found struck out."""

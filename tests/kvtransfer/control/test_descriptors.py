@@ -4,12 +4,19 @@ import mmap
 import os
 import socket
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import pytest
 
 from stafette.kvtransfer.control import frames
 from stafette.kvtransfer.control.server import SlowOperation
-from stafette.kvtransfer.errors import TransferError, TransferTimedOut, TransportUnavailable
+from stafette.kvtransfer.errors import (
+    AccessDenied,
+    TransferError,
+    TransferTimedOut,
+    TransportUnavailable,
+)
+from stafette.kvtransfer.transport import Handover
 
 
 @pytest.fixture
@@ -42,6 +49,30 @@ def test_descriptors_arrive_with_their_answer(start_owner, reach, memory):
         answer, fds = client.call_fds("pool", i, 10)
         assert answer == i
         assert [content_of(fd) for fd in fds] == [b"first", b"second"]
+
+
+def test_descriptors_that_are_handed_over_are_closed_when_they_were_sent(start_owner, reach):
+    def hand_over(peer, payload):
+        return Handover(payload, [os.memfd_create("handed-over") for _ in range(2)])
+
+    client = reach(start_owner(operations={"pool": hand_over}))
+    for fd in client.call_fds("pool", 1, 10)[1]:
+        os.close(fd)
+
+    assert client.call("pool", 2, 10) == 2  # nobody asked for its descriptors
+    with pytest.raises(AccessDenied):
+        client.call("nothing", 3, 10)  # the owner is through with the others
+
+    assert num_open("handed-over") == 0
+
+
+def num_open(name: str) -> int:
+    """Count this process's descriptors of memory with a name."""
+    found = 0
+    for fd in os.listdir("/proc/self/fd"):
+        with suppress(OSError):
+            found += name in os.readlink(f"/proc/self/fd/{fd}")
+    return found
 
 
 def test_descriptors_of_answers_that_overtake_each_other_find_their_callers(

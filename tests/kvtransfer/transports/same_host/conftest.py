@@ -91,8 +91,8 @@ class FakeControl:
         return self._ask(operation, payload)
 
     def call_fds(self, operation, payload, timeout_s):
-        answer, fds = self._ask(operation, payload)
-        return answer, [os.dup(fd) for fd in fds]
+        handed = self._ask(operation, payload)
+        return handed.answer, list(handed.fds)
 
     def _ask(self, operation, payload):
         self.asked.append(operation)

@@ -1,5 +1,6 @@
 """What shm and process_vm have in common, each with the native library and without it."""
 
+import os
 import threading
 from dataclasses import replace
 
@@ -23,7 +24,7 @@ from stafette.kvtransfer.errors import (
     TransportUnavailable,
 )
 from stafette.kvtransfer.extents import Extents
-from stafette.kvtransfer.transport import PeerInfo
+from stafette.kvtransfer.transport import Handover, PeerInfo
 from stafette.kvtransfer.transports.same_host.link import LinkConfig
 
 MIB = 1 << 20
@@ -293,7 +294,7 @@ def test_region_is_asked_for_once(world):
 
 
 def test_malformed_answer_of_the_owner_speaks_against_the_way(world):
-    world.control.operations[f"{world.owner.name}.open"] = lambda peer, payload: (["x"], [])
+    world.control.operations[f"{world.owner.name}.open"] = lambda *_: Handover(["x"], [])
 
     with pytest.raises(TransportUnavailable, match=world.owner.name):
         world.read([(0, 1)])
@@ -303,8 +304,10 @@ def test_ledger_that_is_none_speaks_against_the_way(world):
     ask = world.owner.operations()[f"{world.owner.name}.open"]
 
     def swapped(peer, payload):
-        answer, (counts, _, *rest) = ask(peer, payload)
-        return answer, [counts, world.ledger.generations_memory("kv").fd, *rest]
+        handed = ask(peer, payload)
+        counts, ledger, *rest = handed.fds
+        os.dup2(counts, ledger)
+        return Handover(handed.answer, [counts, ledger, *rest])
 
     world.control.operations[f"{world.owner.name}.open"] = swapped
 
