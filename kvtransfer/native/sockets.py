@@ -1,0 +1,23 @@
+"""The native loops that move bytes between sockets and memory."""
+
+import ctypes
+from functools import cache
+
+from stafette.kvtransfer.native import loading
+
+_NAME = "_moving"
+
+
+@cache
+def load() -> ctypes.CDLL | None:
+    """Return the library, or None where it was not built."""
+    library = loading.load(_NAME)
+    if library is None or not hasattr(library, "stafette_receive"):
+        return None
+    place, number, long_number = ctypes.c_void_p, ctypes.c_int, ctypes.c_uint64
+    library.stafette_receive.argtypes = [place, place, long_number, place, number, number, number]
+    library.stafette_receive.restype = number
+    size = ctypes.c_uint32
+    library.stafette_send.argtypes = [number, place, long_number, size, number, number]
+    library.stafette_send.restype = number
+    return library

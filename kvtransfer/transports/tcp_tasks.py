@@ -1,0 +1,133 @@
+"""A request that was granted: its claim on the blocks, and where their bytes come from."""
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from contextlib import ExitStack
+
+import numpy as np
+
+from stafette.kvtransfer.errors import LeaseEnded, StaleEpoch, TransferError, TransportUnavailable
+from stafette.kvtransfer.memory import Bytes
+from stafette.kvtransfer.regions import RegionKind
+from stafette.kvtransfer.transport import Claim, PeerInfo, Surroundings
+from stafette.kvtransfer.transports.tcp_config import TcpConfig
+from stafette.kvtransfer.transports.tcp_frames import Request
+from stafette.kvtransfer.transports.tcp_ranges import Digest, Flow, Ranges
+from stafette.kvtransfer.transports.tcp_wire import Wire
+
+
+class Task(ABC):
+    """Sends what one request asked for, piece by piece; holds the claim until it is released."""
+
+    def __init__(self, request: Request, claim: Claim, hold: ExitStack) -> None:
+        self.number = request.number
+        self.num_extents = len(request.source)
+        self.claim = claim
+        self._hold = hold
+        self._digest = Digest() if request.verify else None
+
+    @property
+    @abstractmethod
+    def left(self) -> int:
+        """How many bytes are still to be sent."""
+
+    @abstractmethod
+    def send_some(self, wire: Wire, config: TcpConfig, alone: bool) -> None:
+        """Send the next frame, or more of them when nobody else waits."""
+
+    def digest(self) -> int:
+        """Return that of all bytes that were sent, 0 for a job that is not verified."""
+        return 0 if self._digest is None else self._digest.value()
+
+    def release(self) -> None:
+        """Give the claim back. Safe to call twice."""
+        self._hold.close()
+
+
+class HostTask(Task):
+    """Memory is sent from where it lies."""
+
+    def __init__(self, request: Request, claim: Claim, hold: ExitStack) -> None:
+        super().__init__(request, claim, hold)
+        ranges = Ranges.of(claim.region, request.source)
+        self._flow = Flow(request.number, ranges, self._digest)
+
+    @property
+    def left(self) -> int:
+        return self._flow.ranges.left
+
+    def send_some(self, wire: Wire, config: TcpConfig, alone: bool) -> None:
+        wire.send_frames(self._flow, config.frame_bytes, config.stall_timeout_s, alone)
+        self._flow.passed()
+
+
+class FileTask(Task):
+    """A file is read into a buffer, a frame at a time, and sent from there."""
+
+    def __init__(self, request: Request, claim: Claim, hold: ExitStack) -> None:
+        super().__init__(request, claim, hold)
+        region = claim.region
+        self._name = region.name
+        self._fd = os.dup(region.fd)  # its registrar may close it while we read
+        hold.callback(os.close, self._fd)
+        self._offsets = request.source.offsets + np.uint64(region.address)
+        self._lengths = request.source.lengths
+        self._index = self._within = 0
+        self._left = request.source.total_bytes
+
+    @property
+    def left(self) -> int:
+        return self._left
+
+    def send_some(self, wire: Wire, config: TcpConfig, alone: bool) -> None:
+        buffer = np.empty(min(config.frame_bytes, self._left), np.uint8)
+        self._fill(buffer)
+        flow = Flow(self.number, Ranges.over(buffer, 0, len(buffer)), self._digest)
+        wire.send_frames(flow, len(buffer), config.stall_timeout_s, alone)
+        flow.passed()
+        self._left -= len(buffer)
+
+    def _fill(self, buffer: Bytes) -> None:
+        room = buffer.data
+        while room:
+            length = int(self._lengths[self._index]) - self._within
+            size = min(length, len(room))
+            self._read(room[:size], int(self._offsets[self._index]) + self._within)
+            room = room[size:]
+            self._within += size
+            if size == length:
+                self._index, self._within = self._index + 1, 0
+
+    def _read(self, into: memoryview, offset: int) -> None:
+        while into:
+            try:
+                got = os.preadv(self._fd, [into], offset)
+            except OSError as error:
+                raise TransferError(f"region {self._name}: {error.strerror}") from error
+            if not got:
+                raise TransferError(f"region {self._name}: its file ends at {offset}")
+            into, offset = into[got:], offset + got
+
+
+_TASKS: Mapping[RegionKind, type[Task]] = {"host": HostTask, "file": FileTask}
+SOURCES = frozenset(_TASKS)
+
+
+def open_task(request: Request, peer: PeerInfo, ours: Surroundings) -> Task:
+    """Check what a peer asks for, and hold it; a typed error tells what is wrong."""
+    if request.epoch != ours.epoch:
+        raise StaleEpoch(ours.name, request.epoch, ours.epoch)
+    hold = ExitStack()
+    try:
+        claim = hold.enter_context(ours.gate.claim(peer.name, request.lease_id, request.source))
+        info = claim.region.info
+        if info.generation != request.generation:
+            raise LeaseEnded(request.lease_id, f"region {info.name} was registered anew")
+        task = _TASKS.get(info.kind)
+        if task is None:
+            raise TransportUnavailable("tcp", ours.name, f"it does not send {info.kind} memory")
+        return task(request, claim, hold)
+    except BaseException:
+        hold.close()
+        raise
