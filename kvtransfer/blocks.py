@@ -9,7 +9,7 @@ import sys
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,7 @@ _EXTRAS_DOMAIN = b"stafette.extras"
 _MAX_KEY_BYTES = hashlib.blake2b.MAX_KEY_SIZE
 _NATIVE_FROM_BLOCKS = 4  # below, a call into the library costs more than it saves
 _TOKEN_BYTES = 4
+_HASH = np.dtype(f"V{HASH_BYTES}")  # opaque items come out as bytes
 _TOKEN_REMEDY = "token ids must be whole numbers in 0..2**32-1"
 
 
@@ -61,14 +62,28 @@ class BlockHasher:
         self, tokens: TokenIds, parent: bytes = ROOT, extras: Extras = NO_EXTRAS
     ) -> list[bytes]:
         """Return the hashes of all full blocks of `tokens`, which follow the block `parent`."""
-        num_blocks = len(tokens) // self.block_size
+        joined = self.hash_words(token_words(self._full(tokens)), parent, extras)
+        hashes: list[bytes] = np.frombuffer(joined, _HASH).tolist()
+        return hashes
+
+    def hash_words(self, words: bytes, parent: bytes = ROOT, extras: Extras = NO_EXTRAS) -> bytes:
+        """Return the same hashes as one run of bytes, of tokens as u32 little-endian bytes."""
+        step = self.block_size * _TOKEN_BYTES
+        num_blocks = len(words) // step
         if len(parent) != HASH_BYTES:
             raise InvalidValue("parent", parent, f"must be a hash of {HASH_BYTES} bytes")
-        words = _words(tokens[: num_blocks * self.block_size])
         digest = self._digest(extras)
         if self._native is not None and num_blocks >= _NATIVE_FROM_BLOCKS:
-            return self._native.hashes(words, self.block_size * _TOKEN_BYTES, parent, digest)
-        return self._chain(words, parent, digest)
+            return self._native.hashes(words, step, parent, digest)
+        return b"".join(self._chain(words[: num_blocks * step], parent, digest))
+
+    @cached_property
+    def fingerprint(self) -> bytes:
+        """The same for all hashers of one key, block size and model, and for no others."""
+        return self.hash_words(bytes(self.block_size * _TOKEN_BYTES))
+
+    def _full(self, tokens: TokenIds) -> TokenIds:
+        return tokens[: len(tokens) // self.block_size * self.block_size]
 
     def _chain(self, words: bytes, parent: bytes, digest: bytes) -> list[bytes]:
         hashes = []
@@ -100,7 +115,7 @@ def _fitting(key: bytes) -> bytes:
     return key if len(key) <= _MAX_KEY_BYTES else hashlib.blake2b(key).digest()
 
 
-def _words(tokens: TokenIds) -> bytes:
+def token_words(tokens: TokenIds) -> bytes:
     """Return the token ids as u32 little-endian bytes."""
     if isinstance(tokens, np.ndarray):
         return _array_words(tokens)

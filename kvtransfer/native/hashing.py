@@ -42,15 +42,14 @@ class NativeChain:
         person = domain.ljust(_PERSON_BYTES, b"\0")
         library.stafette_hash_prepare(ctypes.byref(self._state), key, len(key), person)
 
-    def hashes(self, words: bytes, block_bytes: int, parent: bytes, extras: bytes) -> list[bytes]:
-        """Return the hash of every block of `words`, u32 little-endian token ids."""
+    def hashes(self, words: bytes, block_bytes: int, parent: bytes, extras: bytes) -> bytes:
+        """Return the hashes of all full blocks of `words`, u32 little-endian token ids."""
         num_blocks = len(words) // block_bytes
         message = ctypes.create_string_buffer(2 * _HASH_BYTES + block_bytes + _CHUNK_BYTES)
         out = np.empty(num_blocks, _HASH)
         state = ctypes.byref(self._state)
         self._run(state, words, num_blocks, block_bytes, parent, extras, message, out.ctypes.data)
-        hashes: list[bytes] = out.tolist()
-        return hashes
+        return out.tobytes()
 
 
 def prepare(key: bytes, domain: bytes) -> NativeChain | None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stafette.kvtransfer.blocks import HASH_BYTES, ROOT, BlockHasher, Extras
+from stafette.kvtransfer.blocks import HASH_BYTES, ROOT, BlockHasher, Extras, token_words
 from stafette.kvtransfer.errors import InvalidValue
 from stafette.kvtransfer.native import hashing
 
@@ -146,3 +146,21 @@ def test_block_size_below_one_is_refused():
 
 def _blake(domain: bytes, message: bytes) -> bytes:
     return hashlib.blake2b(message, digest_size=HASH_BYTES, key=b"secret", person=domain).digest()
+
+
+def test_words_give_the_same_hashes_as_one_run_of_bytes():
+    for native in (True, False):
+        hasher = BlockHasher("k", 4, native=native)
+        hashes = hasher.hash_blocks(range(43))
+
+        assert hasher.hash_words(token_words(range(43))) == b"".join(hashes)
+        assert hasher.hash_words(token_words(range(20, 43)), hashes[4]) == b"".join(hashes[5:])
+
+
+def test_fingerprint_tells_key_block_size_and_model():
+    others = [BlockHasher("k", 8, "m"), BlockHasher("x", 4, "m"), BlockHasher("k", 4, "n")]
+
+    fingerprint = BlockHasher("k", 4, "m").fingerprint
+
+    assert fingerprint == BlockHasher("k", 4, "m", native=False).fingerprint
+    assert fingerprint not in [other.fingerprint for other in others]
