@@ -47,5 +47,10 @@ setup(
             sources=sorted(set(glob(f"{TRANSFER}/*.cpp")) - set(HASHING)),
             depends=sorted(glob(f"{TRANSFER}/*.h")),
         ),
+        native(
+            "stafette.router.native._table",
+            sources=["src/stafette/router/native/table.cpp"],
+            depends=[],
+        ),
     ]
 )

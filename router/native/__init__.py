@@ -1,0 +1,1 @@
+"""What of the router is native: optional plain C++, each with a fallback in plain Python."""
