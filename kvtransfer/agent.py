@@ -35,7 +35,7 @@ from stafette.kvtransfer.leases.table import LeaseTable
 from stafette.kvtransfer.leases.ticket import Ticket
 from stafette.kvtransfer.ledger import Ledger
 from stafette.kvtransfer.metadata import Metadata, compatibility_digest, decode, encode
-from stafette.kvtransfer.notifications import Inbox, Notification
+from stafette.kvtransfer.notifications import Inbox, Notification, Take
 from stafette.kvtransfer.notifier import NOTIFY, Notifier
 from stafette.kvtransfer.peer_table import PeerTable
 from stafette.kvtransfer.peers import Peer
@@ -238,6 +238,25 @@ class Agent:
     def notifications(self, timeout_s: float = 0.0) -> list[Notification]:
         """Return what peers have sent; wait that long for a first one."""
         return self._inbox.fetch(timeout_s)
+
+    def subscribe(self, prefix: bytes, take: Take) -> None:
+        """Get the notifications that begin so, in the thread that brings them: do not block it."""
+        self._inbox.subscribe(prefix, take)
+
+    def unsubscribe(self, prefix: bytes) -> None:
+        self._inbox.unsubscribe(prefix)
+
+    def connect(self, peer: str, timeout_s: float | None = None) -> None:
+        """Find out now whether a peer is there; everything else connects by itself."""
+        limit_s = self.config.call_timeout_s if timeout_s is None else timeout_s
+        self._peers.get(peer).control.connect(limit_s)
+
+    def on_lost(self, call: Callable[[str, bool], None]) -> None:
+        """Hear of each peer whose connection breaks, or whose life is over: its name, and which.
+
+        A peer whose connection broke may still be there: `connect` tells. `call` must not block.
+        """
+        self._peers.on_lost.append(call)
 
     def stats(self) -> AgentStats:
         return AgentStats(

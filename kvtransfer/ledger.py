@@ -52,7 +52,9 @@ class Ledger:
 
     def remove_region(self, name: str) -> None:
         """Make every block of it stale, tell that it is gone, then forget it."""
-        memory = self._generations.pop(name)
+        memory = self._generations.pop(name, None)
+        if memory is None:
+            return  # gone with the ledger
         memory.array.view(np.uint64)[:] += np.uint64(1)
         memory.close()
 

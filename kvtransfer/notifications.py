@@ -4,13 +4,16 @@ The sender repeats one until it is acknowledged or its deadline has passed. The 
 numbers that it has seen of each life of a peer, so that a repeated one is not delivered again.
 """
 
+import logging
 import threading
 from collections import OrderedDict, deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from stafette.kvtransfer.errors import AccessDenied, InvalidValue, MalformedMessage
 from stafette.kvtransfer.strict import whole
 
+_log = logging.getLogger(__name__)
 MAX_PAYLOAD_BYTES = 64 << 10
 _U63_END = 1 << 63
 _REMEMBERED_PEERS = 4_096
@@ -27,13 +30,17 @@ def check_payload(payload: bytes) -> None:
         raise InvalidValue("notify", len(payload), f"must be at most {MAX_PAYLOAD_BYTES} bytes")
 
 
+Take = Callable[[Notification], None]
+
+
 class Inbox:
-    """What has come and was not fetched yet."""
+    """What has come and was not fetched yet, and who wants some of it at once."""
 
     def __init__(self, capacity: int = 65_536, remembered: int = 4_096) -> None:
         self._capacity = capacity
         self._remembered = remembered
         self._waiting: deque[Notification] = deque()
+        self._subscribers: dict[bytes, Take] = {}  # by what their notifications begin with
         self._seen: OrderedDict[tuple[str, int], OrderedDict[int, None]] = OrderedDict()
         self._lock = threading.Lock()
         self._arrived = threading.Condition(self._lock)
@@ -45,6 +52,17 @@ class Inbox:
             case [number, bytes(payload)] if len(payload) <= MAX_PAYLOAD_BYTES:
                 return self._take_in(peer, epoch, whole(number, "number", _U63_END), payload)
         raise MalformedMessage("notification", f"[number, at most {MAX_PAYLOAD_BYTES} bytes]")
+
+    def subscribe(self, prefix: bytes, take: Take) -> None:
+        """Pass on what begins so, instead of keeping it; `take` must not block."""
+        with self._lock:
+            if prefix in self._subscribers:
+                raise InvalidValue("prefix", prefix, "has a subscriber: unsubscribe it first")
+            self._subscribers[prefix] = take
+
+    def unsubscribe(self, prefix: bytes) -> None:
+        with self._lock:
+            self._subscribers.pop(prefix, None)
 
     def fetch(self, timeout_s: float = 0.0) -> list[Notification]:
         """Return what has come, in order; wait that long for a first one."""
@@ -61,14 +79,22 @@ class Inbox:
             if number in seen:
                 self.repeated += 1
                 return False
-            if len(self._waiting) >= self._capacity:
+            take = self._subscriber(payload)
+            if take is None and len(self._waiting) >= self._capacity:
                 raise AccessDenied(peer, "notify", f"{self._capacity} notifications wait here")
             seen[number] = None
             if len(seen) > self._remembered:
                 seen.popitem(last=False)
-            self._waiting.append(Notification(peer, payload))
-            self._arrived.notify_all()
+            if take is None:
+                self._waiting.append(Notification(peer, payload))
+                self._arrived.notify_all()
+        if take is not None:
+            _pass_on(take, Notification(peer, payload))
         return True
+
+    def _subscriber(self, payload: bytes) -> Take | None:
+        found = (take for prefix, take in self._subscribers.items() if payload.startswith(prefix))
+        return next(found, None)
 
     def _numbers(self, peer: str, epoch: int) -> OrderedDict[int, None]:
         seen = self._seen.setdefault((peer, epoch), OrderedDict())
@@ -76,3 +102,10 @@ class Inbox:
         if len(self._seen) > _REMEMBERED_PEERS:
             self._seen.popitem(last=False)
         return seen
+
+
+def _pass_on(take: Take, notification: Notification) -> None:
+    try:
+        take(notification)
+    except Exception:  # the subscriber's code: the sender has done its part
+        _log.exception("a subscriber failed at a notification from %s", notification.peer)

@@ -20,6 +20,7 @@ class PeerTable:
     ) -> None:
         self._make = make
         self._on_gone = on_gone
+        self.on_lost: list[Callable[[str, bool], None]] = []
         self._peers: dict[str, Peer] = {}
         self._closed = False
         self._lock = threading.Lock()
@@ -73,6 +74,7 @@ class PeerTable:
         peer = self._peers.get(info.name)
         if peer is not None and peer.info.epoch == info.epoch:
             peer.drop_links()
+            self._tell_lost(info.name, False)
 
     def close(self) -> None:
         with self._lock:
@@ -84,3 +86,8 @@ class PeerTable:
     def _end(self, peer: Peer, reason: str) -> None:
         peer.close()
         self._on_gone(peer.info.name, str(PeerLost(peer.info.name, reason)))
+        self._tell_lost(peer.info.name, True)
+
+    def _tell_lost(self, name: str, for_good: bool) -> None:
+        for call in tuple(self.on_lost):
+            call(name, for_good)

@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from stafette.kvtransfer.errors import AccessDenied, InvalidValue, MalformedMessage
-from stafette.kvtransfer.notifications import MAX_PAYLOAD_BYTES, Inbox, check_payload
+from stafette.kvtransfer.notifications import MAX_PAYLOAD_BYTES, Inbox, Notification, check_payload
 
 
 def payloads(inbox: Inbox) -> list[bytes]:
@@ -74,3 +74,34 @@ def test_payload_that_is_too_large_is_refused_before_it_is_sent():
 
     with pytest.raises(InvalidValue, match="notify"):
         check_payload(bytes(MAX_PAYLOAD_BYTES + 1))
+
+
+def test_what_begins_as_a_subscriber_wants_is_passed_on_at_once_and_not_kept():
+    inbox, taken = Inbox(), []
+    inbox.subscribe(b"a:", taken.append)
+
+    inbox.deliver("peer", 1, [1, b"a:one"])
+    inbox.deliver("peer", 1, [2, b"b:two"])
+    inbox.deliver("peer", 1, [1, b"a:one"])  # repeated
+    inbox.unsubscribe(b"a:")
+    inbox.deliver("peer", 1, [3, b"a:three"])
+
+    assert taken == [Notification("peer", b"a:one")]
+    assert [each.payload for each in inbox.fetch()] == [b"b:two", b"a:three"]
+
+
+def test_a_subscriber_that_fails_is_logged_and_the_notification_counts_as_delivered(caplog):
+    inbox = Inbox()
+    inbox.subscribe(b"a:", lambda notification: 1 / 0)
+
+    assert inbox.deliver("peer", 1, [1, b"a:one"])
+    assert not inbox.deliver("peer", 1, [1, b"a:one"])
+    assert "ZeroDivisionError" in caplog.text
+
+
+def test_a_prefix_has_one_subscriber():
+    inbox = Inbox()
+    inbox.subscribe(b"a:", print)
+
+    with pytest.raises(InvalidValue, match="unsubscribe"):
+        inbox.subscribe(b"a:", print)
