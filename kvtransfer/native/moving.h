@@ -1,5 +1,5 @@
-// What a reader does in one call: copy scattered ranges of a peer's region into a region of ours, and
-// look before and afterwards whether what the owner promised still holds.
+// What a reader does in one call: copy scattered ranges of a peer's region into a region of ours,
+// and look before and afterwards whether what the owner promised still holds.
 #pragma once
 
 #include <cstdint>

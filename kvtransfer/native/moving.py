@@ -10,7 +10,7 @@ from typing import Any
 from stafette.kvtransfer.extents import Extents
 from stafette.kvtransfer.native import loading
 
-_NAME = "_moving"
+_NAME, _READ = "_moving", "stafette_read_1"
 _SOURCE = struct.Struct("=10Q 3Qq3Q")  # moving.h's Job: the promise, the source ...
 _TARGET = struct.Struct("=3Q")  # ... and the target
 _Cursor = ctypes.c_uint64 * 5
@@ -52,8 +52,8 @@ class Mover:
     """May be used by several threads."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
-        self._read = _prepared(library.stafette_read)
-        self._read_holding = _prepared(ctypes.PyDLL("", handle=library._handle).stafette_read)
+        self._read = _prepared(library[_READ])
+        self._read_holding = _prepared(ctypes.PyDLL("", handle=library._handle)[_READ])
 
     def move(
         self,
@@ -99,6 +99,6 @@ def _prepared(function: Any) -> Any:
 
 @cache
 def load() -> Mover | None:
-    """Return the reader, or None where it was not built."""
+    """Return the reader, or None where it was not built, or for another version of this file."""
     library = loading.load(_NAME)
-    return None if library is None else Mover(library)
+    return Mover(library) if library is not None and hasattr(library, _READ) else None

@@ -1,5 +1,5 @@
-// The owner's promise, looked at in its ledger. It counts a block up, or strikes a lease out, before
-// anything overwrites the bytes: what is unchanged after a copy was unchanged all the time.
+// The owner's promise, looked at in its ledger. It counts a block up, or strikes a lease out,
+// before anything overwrites the bytes: what is unchanged after a copy was so all the time.
 
 #include <algorithm>
 #include <atomic>
@@ -25,7 +25,8 @@ class Places {
 
   // Returns the place, or the number of blocks when it is not there.
   uint64_t find(int64_t block) {
-    if (one_run_) return block < blocks_[0] ? count_ : std::min(uint64_t(block - blocks_[0]), count_);
+    if (one_run_)
+      return block < blocks_[0] ? count_ : std::min(uint64_t(block - blocks_[0]), count_);
     if (next_ >= count_ || blocks_[next_] != block)
       next_ = uint64_t(std::lower_bound(blocks_, blocks_ + count_, block) - blocks_);
     if (next_ == count_ || blocks_[next_] != block) return count_;
@@ -65,7 +66,8 @@ Outcome check_blocks(const Job& job, const Ranges& ranges) {
 bool whole_lease_unchanged(const Job& job) {
   for (uint64_t i = 0; i < job.num_blocks; ++i) {
     const uint64_t block = uint64_t(job.blocks[i]);
-    if (block >= job.num_generations || live(job.generations + block) != job.granted[i]) return false;
+    if (block >= job.num_generations) return false;
+    if (live(job.generations + block) != job.granted[i]) return false;
   }
   return true;
 }

@@ -29,9 +29,11 @@ Outcome read(const Job& job, const Ranges& ranges, uint64_t budget, Cursor& curs
 }  // namespace
 }  // namespace stafette
 
-// Moves up to about `budget` bytes, further from where the cursor stands; returns an Outcome. The
-// caller repeats it while that is kMore. Only kDone says that the bytes are what the lease promised.
-extern "C" __attribute__((visibility("default"))) int32_t stafette_read(
+// Moves up to about `budget` bytes, from where the cursor stands; returns an Outcome. The caller
+// repeats it while that is kMore. Only kDone says that the bytes are what the lease promised. Its
+// name has a number, which is another one when Job or Cursor are: who has an older library finds no
+// reader in it.
+extern "C" __attribute__((visibility("default"))) int32_t stafette_read_1(
     const stafette::Job* job, const uint64_t* into, const uint64_t* from, const uint64_t* lengths,
     uint64_t count, uint64_t budget, stafette::Cursor* cursor) {
   return stafette::read(*job, {into, from, lengths, count}, budget, *cursor);

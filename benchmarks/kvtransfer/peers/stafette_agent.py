@@ -22,7 +22,7 @@ class Owner(OwnerEnd):
         self._agent = Agent(AgentConfig(name="owner", token=_TOKEN, transports=(option,)))
 
     def allocate(self) -> Bytes:
-        self._memory = SharedMemory("pool", pools.POOL_BYTES)
+        self._memory = SharedMemory("pool", pools.POOL_BYTES, huge_pages=True)
         return self._memory.array
 
     def start(self, pool: Bytes) -> object:
