@@ -50,6 +50,9 @@ class BlockCache:
     def num_pinned(self) -> int:
         return len(self._pins)
 
+    def free_slots(self) -> list[int]:
+        return self._free.copy()
+
     def get(self, key: bytes) -> Entry | None:
         return self._entries.get(key)
 
@@ -73,19 +76,30 @@ class BlockCache:
 
     def reserve(self, count: int) -> tuple[list[int], list[Entry]]:
         """Return up to `count` slots to fill, and the blocks that had to go for them."""
-        evicted = []
-        while len(self._free) < count:
-            victim = self._evict()
-            if victim is None:
-                break
-            evicted.append(victim)
-            self._free.append(victim.slot)
+        evicted = self.evict(count - len(self._free))
+        self._free += [entry.slot for entry in evicted]
         taken = [self._free.pop() for _ in range(min(count, len(self._free)))]
         return taken, evicted
 
+    def evict(self, count: int) -> list[Entry]:
+        """Return up to `count` blocks that had to go, children first. Give their slots back."""
+        evicted: list[Entry] = []
+        while len(evicted) < count and (victim := self._evict()) is not None:
+            evicted.append(victim)
+        return evicted
+
     def give_back(self, slots: Iterable[int]) -> None:
-        """Return reserved slots that were not filled."""
+        """Return slots that were reserved and not filled, or evicted."""
         self._free += slots
+
+    def adopt(self, entries: Sequence[Entry]) -> None:
+        """Let blocks be found that lie in free slots already, the least recently used first."""
+        taken = {entry.slot for entry in entries}
+        self._free = [slot for slot in self._free if slot not in taken]
+        for entry in entries:
+            self._entries[entry.key] = entry
+            self._children[entry.parent] += 1
+            self._policy.add(entry.key)
 
     def store(self, entries: Sequence[Entry]) -> None:
         """Let blocks of one chain, in its order, be found in the slots that they fill."""

@@ -19,7 +19,7 @@ _MARGIN = 1.02  # a change costs: it must promise this much
 class Adaptive(EvictionPolicy):
     def __init__(self, capacity: int) -> None:
         super().__init__(capacity)
-        self._rarity = _rarity(capacity)
+        self._rarity = sample_rarity(capacity)
         sampled = max(1, capacity // self._rarity)
         self._players: tuple[EvictionPolicy, ...] = (Lru(capacity), TwoQueue(capacity))
         self._trials = (Trial(Lru(sampled)), Trial(TwoQueue(sampled)))
@@ -96,7 +96,7 @@ class Trial:
         self._policy.add(key)
 
 
-def _rarity(capacity: int) -> int:
+def sample_rarity(capacity: int) -> int:
     """Return the power of two that leaves the sample large enough."""
     rarity = 1
     while rarity < _MOST_RARE and capacity // (2 * rarity) >= _LEAST_SAMPLED:

@@ -114,6 +114,27 @@ def test_slots_given_back_are_free():
     assert cache.num_free == 2
 
 
+def test_evicted_slots_are_free_when_they_are_given_back():
+    cache = cache_of(3, ["a", "ab", "abc"])
+
+    evicted = cache.evict(2)
+
+    assert [entry.key for entry in evicted] == [b"abc", b"ab"]
+    assert names(cache) == {"a"}
+    assert cache.num_free == 0
+    cache.give_back(entry.slot for entry in evicted)
+    assert cache.num_free == 2
+
+
+def test_adopted_blocks_keep_their_slots_and_go_in_their_order():
+    cache = BlockCache(4, Lru(4))
+    cache.adopt([Entry(b"x", ROOT, 2), Entry(b"y", ROOT, 0)])
+
+    assert sorted(cache.free_slots()) == [1, 3]
+    assert put(cache, "m", "n") == []
+    assert put(cache, "o", "p") == ["x", "y"]
+
+
 class Lives(RuleBasedStateMachine):
     """Random lives of a small tier, beside a dictionary."""
 
