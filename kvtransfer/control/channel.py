@@ -42,6 +42,9 @@ class Channel:
     def handshake(self, deadline: float) -> None:
         """Do what comes before the first byte of ours."""
 
+    def raise_alert(self) -> None:
+        """Raise what the other side gave as a reason before it left; nothing is read after this."""
+
     def recv(self, max_bytes: int, deadline: float | None) -> bytes:
         """Return some bytes, none at the end of the stream. Only one thread may read."""
         if deadline is not None:
@@ -187,6 +190,13 @@ class TlsChannel(Channel):
 
     def recv(self, max_bytes: int, deadline: float | None) -> bytes:
         return self._drive(lambda: self._tls.recv(max_bytes), deadline)
+
+    def raise_alert(self) -> None:
+        try:
+            with self._using:
+                self._tls.recv(1)
+        except (ssl.SSLWantReadError, ssl.SSLEOFError, ConnectionError):
+            return  # it has given none
 
     def _finished(self) -> bytes:
         try:

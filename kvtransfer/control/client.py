@@ -6,6 +6,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable
+from contextlib import closing
 
 from stafette.kvtransfer.control.auth import MAX_PURPOSE_BYTES, Identity
 from stafette.kvtransfer.control.calls import Calls
@@ -221,6 +222,10 @@ class ControlClient(PeerControl):
         try:
             channel.handshake(deadline)
             greet(channel, us, self.peer, purpose, deadline)
+        except (ssl.SSLEOFError, ConnectionError):
+            with closing(channel):
+                channel.raise_alert()
+            raise
         except BaseException:
             channel.close()
             raise

@@ -2,8 +2,10 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -24,6 +26,7 @@ TOKEN = b"the token of this cluster"
 DIGEST = b"model-a"
 DEADLINE_S = 20.0  # of what takes milliseconds on a quiet machine
 HERE, ELSEWHERE = "this host", "another host"
+ADDRESS = "subjectAltName=IP:127.0.0.1"
 PROCESS = Path(__file__).with_name("server_process.py")
 
 
@@ -123,6 +126,37 @@ class ServerProcess:
         self.process.stdout.close()
 
 
+class Authority:
+    """Makes certificates that only those believe who trust it."""
+
+    def __init__(self, folder) -> None:
+        self._folder = folder
+        self.file = folder / "ca.pem"
+        self._make("ca", "/CN=an authority", [])
+
+    def context(self, side: str, name: str = "", trusts=None) -> ssl.SSLContext:
+        """Return a server's or client's context, with a certificate if it has a name."""
+        is_server = side == "server"
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if is_server else ssl.PROTOCOL_TLS_CLIENT)
+        if name:
+            context.load_cert_chain(self._certificate(name), self._folder / f"{name}.key")
+        context.load_verify_locations((trusts or self).file)
+        return context
+
+    def _certificate(self, name: str):
+        if not (self._folder / f"{name}.pem").exists():
+            signed = ["-CA", str(self.file), "-CAkey", str(self._folder / "ca.key")]
+            self._make(name, f"/CN={name}", [*signed, "-addext", ADDRESS])
+        return self._folder / f"{name}.pem"
+
+    def _make(self, name: str, subject: str, options: list[str]) -> None:
+        key, certificate = self._folder / f"{name}.key", self._folder / f"{name}.pem"
+        curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+        files = ["-keyout", str(key), "-out", str(certificate)]
+        command = ["openssl", "req", "-x509", *curve, *files, "-days", "2", "-subj", subject]
+        subprocess.run([*command, *options], check=True, capture_output=True, timeout=60)
+
+
 def open_files() -> dict[str, str]:
     found = {}
     for fd in os.listdir("/proc/self/fd"):
@@ -202,3 +236,31 @@ def reach():
     yield start
     for client in clients:
         client.close()
+
+
+@pytest.fixture(scope="session")
+def make_authority(tmp_path_factory):
+    if shutil.which("openssl") is None:
+        pytest.skip("certificates are made with the openssl program, which is not installed")
+    made = {}
+
+    def make(name: str) -> Authority:
+        if name not in made:
+            made[name] = Authority(tmp_path_factory.mktemp(name))
+        return made[name]
+
+    return make
+
+
+@pytest.fixture
+def authority(make_authority):
+    return make_authority("authority")
+
+
+@pytest.fixture
+def tls(authority):
+    """Both contexts of an agent, as the config wants them."""
+    return {
+        "tls_server": authority.context("server", "owner"),
+        "tls_client": authority.context("client"),
+    }
