@@ -44,7 +44,7 @@ from stafette.kvtransfer.region_table import RegionTable
 from stafette.kvtransfer.regions import RegionInfo
 from stafette.kvtransfer.routes import RouteView
 from stafette.kvtransfer.transfer import Transfer, next_number
-from stafette.kvtransfer.transport import Operation, PeerInfo, Surroundings
+from stafette.kvtransfer.transport import Operation, PeerInfo, Surroundings, Transport
 
 OnEnded = Callable[[EndReason], None]
 _MOST_THREADS = 32  # that wait for answers of peers
@@ -58,28 +58,28 @@ class Agent:
         self.config = config
         self.epoch = time.time_ns()  # a later life of this name has a higher one
         clock = time.monotonic
-        self._executor = ThreadPoolExecutor(_MOST_THREADS, f"agent-{config.name}")
         self._ledger = Ledger(self.epoch, config.lease.max_leases)
         self._leases = LeaseTable(config.name, self._ledger, config.lease, clock)
+        self._target = Target(self._leases, self._overwrite_extents, self._pull)
+        self._inbox = Inbox()
+        self._transports: dict[str, Transport] = {}
+        self._ready = threading.Event()
+        try:
+            self._make_transports()
+            self._server = self._listen()
+        except BaseException:
+            self._close_transports()
+            raise
+        # Nothing from here on can fail: these have threads, or will have.
+        self._regions = RegionTable(self._ledger, self._transports)
+        self._executor = ThreadPoolExecutor(_MOST_THREADS, f"agent-{config.name}")
         self._reaper = Reaper(self._leases.expire)
         self._holder = LeaseHolder(config.lease, self._ask, self._executor, clock)
-        self._inbox = Inbox()
         self._notifier = Notifier(config.call_timeout_s)
         self._watchdog = Watchdog(config.name)
         self._poster = Poster(config.timeout_s, config.verify, self._notifier, self._watchdog)
         self._writer = Writer(self._leases, config.name, self.epoch, self._executor)
-        self._target = Target(self._leases, self._overwrite_extents, self._pull)
-        surroundings = Surroundings(config.name, self.epoch, self._leases, self._ledger)
-        options = config.transport_options
-        self._transports = {
-            name: registry.make(name, surroundings, options.get(name)) for name in config.transports
-        }
-        self._regions = RegionTable(self._ledger, self._transports)
         self._peers = PeerTable(self._make_peer, self._holder.drop_owner)
-        self._ready = threading.Event()
-        self._server = ControlServer(
-            config.control(), self._identity, self._operations(), self._on_stream, self._on_peer
-        )
         self._info = self._describe()
         self._ready.set()
 
@@ -275,20 +275,35 @@ class Agent:
         self._ledger.end_epoch()
         self._peers.close()
         self._server.close()
-        for transport in self._transports.values():
-            transport.close()
+        self._close_transports()
         self._notifier.close()
         self._holder.close()
         self._reaper.close()
         self._watchdog.close()
         self._executor.shutdown()
-        self._ledger.close()
 
     def __enter__(self) -> "Agent":
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _make_transports(self) -> None:
+        surroundings = Surroundings(self.config.name, self.epoch, self._leases, self._ledger)
+        for name in self.config.transports:
+            options = self.config.transport_options.get(name)
+            self._transports[name] = registry.make(name, surroundings, options)
+
+    def _listen(self) -> ControlServer:
+        control = self.config.control()
+        return ControlServer(
+            control, self._identity, self._operations(), self._on_stream, self._on_peer
+        )
+
+    def _close_transports(self) -> None:
+        for transport in self._transports.values():
+            transport.close()
+        self._ledger.close()
 
     def _terms(self, use: Use, ttl_s: float | None, holder: str, on_ended: OnEnded | None) -> Terms:
         return Terms(use, self.config.lease.ttl_s if ttl_s is None else ttl_s, holder, on_ended)

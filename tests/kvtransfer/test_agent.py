@@ -383,3 +383,17 @@ def test_closing_twice_ends_everything_once(make_agent):
 
     assert reasons == ["CLOSED"]
     assert set(threading.enumerate()) <= before
+
+
+def test_an_agent_that_cannot_be_made_leaves_nothing_behind(make_agent, monkeypatch):
+    port = make_agent("first")._server.endpoint.port
+    before = set(threading.enumerate())
+    made = []
+    make = registry.make
+    monkeypatch.setattr(registry, "make", lambda *args: made.append(make(*args)) or made[-1])
+
+    with pytest.raises(InvalidValue, match="port"):
+        Agent(AgentConfig(name="second", token=TOKEN, transports=("shm",), port=port))
+
+    assert made[0].closed
+    assert set(threading.enumerate()) == before
