@@ -1,17 +1,22 @@
 """An owner and a reader in one process: real ledger, real memory, a gate and a control by hand."""
 
 import ctypes
-import gc
 import itertools
 import os
+import subprocess
+import sys
 import tempfile
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from stafette.kvtransfer.agent import Agent
+from stafette.kvtransfer.agent_config import AgentConfig
 from stafette.kvtransfer.buffers import FileMemory, Shape, region_of
 from stafette.kvtransfer.control.host import host_id
 from stafette.kvtransfer.errors import AccessDenied, LeaseEnded, PeerLost, StaleBlocks
@@ -28,7 +33,14 @@ from stafette.kvtransfer.transports.shm import ShmTransport
 MIB = 1 << 20
 EPOCH = 7
 DEADLINE_S = 30.0
+TOKEN = b"the cluster's token"
+OWNER = Path(__file__).with_name("owner_process.py")
 KINDS = {"shm": ShmTransport, "process_vm": ProcessVmTransport}
+
+
+@cache
+def some_bytes(nbytes: int) -> np.ndarray:
+    return np.frombuffer(np.random.default_rng(1).bytes(nbytes), np.uint8)
 
 
 class FakeClaim(Claim):
@@ -146,9 +158,10 @@ class World:
         around = Surroundings("owner", EPOCH, self.gate, self.ledger)
         self.owner = KINDS[kind](around, native=native)
         self.reader = KINDS[kind](around, LinkConfig(**options), native=native)
+        self._inodes = set()
         self.memory = self.make_memory(nbytes)
         self.theirs = self.bytes_of(self.memory)
-        self.theirs[:] = np.random.default_rng(1).integers(0, 256, nbytes, np.uint8)
+        self.theirs[:] = some_bytes(nbytes)
         self.region = self.register("kv", self.memory, block_bytes)
         self.pool = np.zeros(nbytes, np.uint8)
         self.local = region_of(self.pool, Shape("pool", block_bytes, 0))
@@ -163,6 +176,9 @@ class World:
     def register(self, name, memory, block_bytes=4096, generation=1):
         region = region_of(memory, Shape(name, block_bytes, generation))
         self.ledger.add_region(name, region.info.num_blocks)
+        fds = [self.ledger.memory.fd, self.ledger.generations_memory(name).fd, region.fd]
+        fds += [memory.fd] if region.shared is not None else []
+        self._inodes |= {os.fstat(fd).st_ino for fd in fds if fd >= 0}
         hint = self.owner.attach(region)
         if hint is not None:
             region.info.hints[self.owner.name] = hint
@@ -190,6 +206,16 @@ class World:
         job = self.start(self.job(*args, **options))
         job.wait()
         return job
+
+    def open_files(self) -> tuple[int, int]:
+        """Count this process's descriptors and mappings of what was ever registered here."""
+        with open("/proc/self/maps") as maps:
+            mapped = [int(line.split()[4]) for line in maps if "memfd:" in line]
+        opened = []
+        for fd in os.listdir("/proc/self/fd"):
+            with suppress(OSError):
+                opened.append(os.fstat(int(fd)).st_ino)
+        return tuple(len([i for i in found if i in self._inodes]) for found in (opened, mapped))
 
     def close(self):
         self.reader.close()
@@ -256,17 +282,73 @@ def make_file():
         file.close()
 
 
+class OwnerProcess:
+    """Speaks to owner_process.py."""
+
+    def __init__(self, transport: str, nbytes: int) -> None:
+        command = [sys.executable, "-P", str(OWNER), "owner", transport, str(nbytes)]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self.metadata = bytes.fromhex(self._process.stdout.readline())
+
+    @staticmethod
+    def content(nbytes: int) -> np.ndarray:
+        words = np.arange(1, nbytes // 8 + 1, dtype=np.uint64)
+        return (words * np.uint64(0x9E3779B97F4A7C15)).view(np.uint8)
+
+    def ticket(self) -> bytes:
+        self._say("ticket")
+        return bytes.fromhex(self._process.stdout.readline())
+
+    @property
+    def memory_name(self) -> str:
+        return f"memfd:stafette-pool-{self._process.pid} "
+
+    def becomes_another_program(self) -> None:
+        """Return when it has: the kernel closes what the old one had open."""
+        self._say("exec")
+        assert self._process.stdout.readline() == "another program\n"
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait(DEADLINE_S)
+        self._process.stdin.close()
+        self._process.stdout.close()
+
+    def _say(self, line: str) -> None:
+        self._process.stdin.write(line + "\n")
+        self._process.stdin.flush()
+
+
 @pytest.fixture
-def open_files():
-    """Count this process's descriptors, and its mappings of memory that is shared."""
-    gc.collect()  # what other tests have left
+def start_owner():
+    started = []
 
-    def count() -> tuple[int, int]:
-        with open("/proc/self/maps") as maps:
-            mapped = sum("memfd:stafette" in line for line in maps)
-        return len(os.listdir("/proc/self/fd")), mapped
+    def start(transport: str, nbytes: int) -> OwnerProcess:
+        started.append(OwnerProcess(transport, nbytes))
+        return started[-1]
 
-    return count
+    yield start
+    for owner in started:
+        owner.kill()
+
+
+@pytest.fixture
+def make_reader():
+    """Return agents of this process, each with the pool that it reads into."""
+    agents = []
+
+    def make(transport: str, nbytes: int) -> tuple[Agent, np.ndarray]:
+        config = AgentConfig(name="reader", token=TOKEN, transports=(transport,))
+        pool = np.zeros(nbytes, np.uint8)
+        agents.append(Agent(config))
+        agents[-1].register("pool", pool)
+        return agents[-1], pool
+
+    yield make
+    for agent in agents:
+        agent.close()
 
 
 @pytest.fixture(scope="session")

@@ -29,7 +29,7 @@ from stafette.kvtransfer.transports.same_host.link import LinkConfig
 
 MIB = 1 << 20
 BLOCK = 4096
-LONG = 40 * MIB  # more than one native call moves
+LONG = 20 * MIB  # more than one native call moves
 
 
 @st.composite
@@ -477,8 +477,8 @@ def test_closed_link_takes_no_jobs(world):
             world.read([(0, size)])
 
 
-def test_closed_link_does_not_keep_what_the_owner_answers_late(world, open_files):
-    before = open_files()
+def test_closed_link_does_not_keep_what_the_owner_answers_late(world):
+    before = world.open_files()
     barrier = Barrier(world, "open")
     job = world.start(world.job([(0, 1)]))
     assert barrier.reached.wait(30.0)
@@ -488,7 +488,7 @@ def test_closed_link_does_not_keep_what_the_owner_answers_late(world, open_files
     world.link._workers.join(30.0)
 
     assert isinstance(job.error, PeerLost)
-    assert open_files() == before
+    assert world.open_files() == before
 
 
 def test_failed_question_ends_the_job_with_its_error(world):
@@ -580,18 +580,18 @@ def test_wrong_options_are_named(wrong):
 # Nothing is left
 
 
-def test_closed_link_has_given_back_its_descriptors_and_mappings(world, open_files):
-    before = open_files()
+def test_closed_link_has_given_back_its_descriptors_and_mappings(world):
+    before = world.open_files()
     world.read([(0, MIB)])
-    assert open_files() > before
+    assert world.open_files() > before
 
     world.link.close()
 
-    assert open_files() == before
+    assert world.open_files() == before
 
 
-def test_failed_reads_keep_nothing_open(world, open_files):
-    before = open_files()
+def test_failed_reads_keep_nothing_open(world):
+    before = world.open_files()
     grant = world.grant()
     world.read([(0, 1)], grant=grant)
     world.gate.end(grant)
@@ -602,46 +602,46 @@ def test_failed_reads_keep_nothing_open(world, open_files):
 
     world.link.close()
 
-    assert open_files() == before
+    assert world.open_files() == before
 
 
-def test_owner_gives_back_the_descriptors_of_a_region(world, open_files):
-    num_files, _ = open_files()
+def test_owner_gives_back_the_descriptors_of_a_region(world):
+    num_files, _ = world.open_files()
     region = world.register("other", world.make_memory())
-    assert open_files()[0] > num_files
+    assert world.open_files()[0] > num_files
 
     world.deregister(region)
     if world.owner.name == "shm":
         region.shared.close()
     del region
 
-    assert open_files()[0] == num_files
+    assert world.open_files()[0] == num_files
 
 
-def test_transport_gives_everything_back_at_its_end(world, open_files):
+def test_transport_gives_everything_back_at_its_end(world):
     world.read([(0, 1)])
-    num_files, _ = open_files()
+    num_files, _ = world.open_files()
 
     world.reader.close()
     world.reader.close()
     world.owner.close()
 
-    assert open_files()[0] < num_files
+    assert world.open_files()[0] < num_files
     assert not any("-owner-" in thread.name for thread in threading.enumerate())
     with pytest.raises(PeerLost):
         world.read([(0, 1)])
 
 
-def test_older_generation_of_a_region_is_dropped_when_the_new_one_is_opened(world, open_files):
+def test_older_generation_of_a_region_is_dropped_when_the_new_one_is_opened(world):
     world.read([(0, BLOCK)])
-    _, mapped = open_files()
+    _, mapped = world.open_files()
 
     world.deregister(world.region)
     world.region = world.register("kv", world.memory, generation=2)
     world.read([(0, BLOCK)])
 
     assert list(world.link._opened) == [("kv", 2)]
-    assert open_files()[1] == mapped
+    assert world.open_files()[1] == mapped
 
 
 def test_region_that_is_gone_is_dropped_when_another_one_is_read(world):
