@@ -51,26 +51,26 @@ class Books:
         self._asked[part.number] = part
         return part
 
-    def take_in_hand(self, number: int) -> Part | None:
-        """Begin to receive bytes; None when nobody wants them any more."""
+    def find(self, number: int) -> Part | None:
+        """Return what the owner speaks of; None when nobody wants it any more."""
         part = self._asked.get(number)
         if part is None and number not in self._given_up:
             raise MalformedMessage("number", f"a job that was asked for, not {number}")
-        self._in_hand = part
         return part
+
+    def take_in_hand(self, number: int) -> Part | None:
+        """Begin to receive bytes; None when nobody wants them any more."""
+        self._in_hand = self.find(number)
+        return self._in_hand
 
     def put_down(self) -> None:
         """The bytes that come next are others."""
         self._in_hand = None
 
     def settle(self, number: int) -> Part | None:
-        """The owner says that it has ended; None when nobody waits for it any more."""
-        if self._given_up.pop(number, None) is not None:
-            return None
-        part = self._asked.pop(number, None)
-        if part is None:
-            raise MalformedMessage("number", f"a job that was asked for, not {number}")
-        return part
+        """The owner has ended it; None when nobody waits for it any more."""
+        self._given_up.pop(number, None)
+        return self._asked.pop(number, None)
 
     def give_up(self, part: Part, now: float) -> Place:
         """Take a part out, and tell where it was. What is in hand stays: whoever has it ends it."""

@@ -32,6 +32,8 @@ from stafette.kvtransfer.transports.tcp_wire import Wire
 
 _log = logging.getLogger(__name__)
 
+_AT_ONCE_BYTES = 16 << 10  # so much is copied, to be sent in one call with what closes the job
+
 
 class OwnerEnd:
     """Serves one peer until the connection ends."""
@@ -107,8 +109,13 @@ class OwnerEnd:
     def _take_turn(self) -> None:
         """Let the next job send; it comes last then."""
         number, task = next(iter(self._tasks.items()))
+        before, rest = task.left, b""
         try:
-            self._send_some(task)
+            if before <= _AT_ONCE_BYTES:
+                rest = task.take_rest()
+            else:
+                task.send_some(self._wire, self._config, alone=len(self._tasks) == 1)
+            task.claim.check()  # what was read until now is good, or the job ends here
         except TransferError as error:
             self._tally.refused(error)
             self._end(task, failed(number, error))
@@ -116,20 +123,18 @@ class OwnerEnd:
             if task.left:
                 self._tasks[number] = self._tasks.pop(number)
             else:
-                self._end(task, done(number, task.digest()))
-
-    def _send_some(self, task: Task) -> None:
-        before = task.left
-        if before:
-            task.send_some(self._wire, self._config, alone=len(self._tasks) == 1)
+                self._end(task, rest + done(number, task.digest()))
         self._tally.count("bytes_out", before - task.left)
-        task.claim.check()  # what was sent until now is good, or the job ends here
 
-    def _end(self, task: Task, frame: bytes) -> None:
-        """Give the blocks back, then tell the reader: it may take its time."""
-        del self._tasks[task.number]
-        task.release()
-        self._send(frame)
+    def _end(self, task: Task, frames: bytes) -> None:
+        """Tell the reader, and give the blocks back: also to a reader that takes its time."""
+        try:
+            rest = frames[self._wire.send_now(frames) :]
+        finally:
+            del self._tasks[task.number]
+            task.release()
+        if rest:
+            self._send(rest)
 
     def _send(self, frame: bytes) -> None:
         self._wire.send_all(frame, self._config.stall_timeout_s)

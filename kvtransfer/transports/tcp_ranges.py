@@ -80,6 +80,15 @@ class Ranges(ctypes.Structure):
             index, within = index + 1, within - lengths[index]
         self.index, self.within = index, within
 
+    def take_rest(self) -> bytes:
+        """Return a copy of all that is left, and count it as done."""
+        parts = []
+        while self.left:
+            views = self.views(self.left)
+            parts += views
+            self.advance(sum(map(len, views)))
+        return b"".join(parts)
+
     def _keep(self, memory: Bytes, *words: bytes) -> None:
         """Keep alive what the addresses point to."""
         self._memory, self._words = memory, words
@@ -109,6 +118,10 @@ class Digest:
             for view in views:
                 self._hash.update(view)
             behind.advance(sum(map(len, views)))
+
+    def update(self, data: bytes) -> None:
+        """Take in bytes that do not go by in the ranges."""
+        self._hash.update(data)
 
     def value(self) -> int:
         return self._hash.intdigest()

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stafette.kvtransfer.errors import MalformedMessage, PeerLost, TransferError
+from stafette.kvtransfer.errors import MalformedMessage, TransferError
 from stafette.kvtransfer.transport import PeerControl
 from stafette.kvtransfer.transports.tcp_books import Books, Place
 from stafette.kvtransfer.transports.tcp_config import TcpConfig
@@ -108,25 +108,29 @@ class Session:
         with self._lock:
             self.push()
         while True:
-            self._look_up()
             outcome = self._receive(None)
-            while outcome is Outcome.FRAME and self._heard_at < self._looks_up_at:
+            while outcome is Outcome.FRAME:
                 header = self._wire.take_header()
                 outcome = self._take(header) if header.kind == DATA else self._settle(header)
 
     def _receive(self, flow: Flow | None) -> Outcome:
-        pause_s = max(0.0, self._looks_up_at - time.monotonic())
+        """Receive something; whoever waits for this thread, or is overdue, has its turn first."""
+        now = time.monotonic()
+        if now >= self._looks_up_at or self._outbox:
+            self._look_up(now)
+        pause_s = max(0.0, self._looks_up_at - now)
         outcome = self._wire.receive(flow, bool(self._outbox), pause_s)
         if outcome is Outcome.WOKEN:
             with suppress(BlockingIOError):  # the socket takes bytes again
                 os.eventfd_read(self._wake_fd)
+            self._looks_up_at = 0.0
         elif outcome is not Outcome.TIMED_OUT:
             self._heard_at = time.monotonic()
         return outcome
 
-    def _look_up(self) -> None:
+    def _look_up(self, now: float) -> None:
         """Send what is left over, and end what is overdue."""
-        now, ended = time.monotonic(), list[tuple[Part, TransferError]]()
+        ended = list[tuple[Part, TransferError]]()
         with self._lock:
             self._flush()
             for part in list(self._books):
@@ -170,8 +174,6 @@ class Session:
                 outcome = self._receive(part.flow)
             finally:
                 self._arrived(part, before - part.flow.ranges.left)
-            if outcome in (Outcome.WOKEN, Outcome.TIMED_OUT):
-                self._look_up()
             error = part.why_over(time.monotonic())
         with self._lock:
             self._books.put_down()
@@ -193,23 +195,17 @@ class Session:
         flow = Flow(number, Ranges.over(_SCRATCH, *divmod(num_bytes, len(_SCRATCH))))
         while self._wire.frame_left:
             outcome = self._receive(flow)
-            self._look_up()
         return outcome
 
     def _settle(self, header: Header) -> Outcome:
         """The owner has ended a part, which may make room for others."""
         body = self._wire.receive_body(header.num_bytes, self._way.config.stall_timeout_s)
         with self._lock:
+            part = self._books.find(header.number)
+        verdict = None if part is None else part.verdict(header, body)
+        with self._lock:
             part = self._books.settle(header.number)
             self.push()
-        if part is not None:
-            self._judge(part, header, body)
+        if part is not None:  # it may have been given up just now
+            part.finish(verdict)
         return Outcome.DONE
-
-    def _judge(self, part: Part, header: Header, body: bytes) -> None:
-        try:
-            verdict = part.verdict(header, body)
-        except MalformedMessage as error:
-            part.finish(PeerLost(self._way.peer, f"it breaks the format ({error})"))
-            raise
-        part.finish(verdict)

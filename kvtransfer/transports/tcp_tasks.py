@@ -12,7 +12,7 @@ from stafette.kvtransfer.memory import Bytes
 from stafette.kvtransfer.regions import RegionKind
 from stafette.kvtransfer.transport import Claim, PeerInfo, Surroundings
 from stafette.kvtransfer.transports.tcp_config import TcpConfig
-from stafette.kvtransfer.transports.tcp_frames import Request
+from stafette.kvtransfer.transports.tcp_frames import DATA, Header, Request
 from stafette.kvtransfer.transports.tcp_ranges import Digest, Flow, Ranges
 from stafette.kvtransfer.transports.tcp_wire import Wire
 
@@ -36,9 +36,18 @@ class Task(ABC):
     def send_some(self, wire: Wire, config: TcpConfig, alone: bool) -> None:
         """Send the next frame, or more of them when nobody else waits."""
 
+    @abstractmethod
+    def take_rest(self) -> bytes:
+        """Return a frame with a copy of all that is left, nothing when that is nothing."""
+
     def digest(self) -> int:
         """Return that of all bytes that were sent, 0 for a job that is not verified."""
         return 0 if self._digest is None else self._digest.value()
+
+    def _frame(self, body: bytes) -> bytes:
+        if self._digest is not None:
+            self._digest.update(body)
+        return Header(DATA, len(body), self.number).pack() + body if body else body
 
     def release(self) -> None:
         """Give the claim back. Safe to call twice."""
@@ -60,6 +69,9 @@ class HostTask(Task):
     def send_some(self, wire: Wire, config: TcpConfig, alone: bool) -> None:
         wire.send_frames(self._flow, config.frame_bytes, config.stall_timeout_s, alone)
         self._flow.passed()
+
+    def take_rest(self) -> bytes:
+        return self._frame(self._flow.ranges.take_rest())
 
 
 class FileTask(Task):
@@ -87,6 +99,12 @@ class FileTask(Task):
         wire.send_frames(flow, len(buffer), config.stall_timeout_s, alone)
         flow.passed()
         self._left -= len(buffer)
+
+    def take_rest(self) -> bytes:
+        buffer = np.empty(self._left, np.uint8)
+        self._fill(buffer)
+        self._left = 0
+        return self._frame(buffer.tobytes())
 
     def _fill(self, buffer: Bytes) -> None:
         room = buffer.data

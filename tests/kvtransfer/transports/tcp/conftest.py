@@ -161,6 +161,7 @@ class Proxy:
         self.hold_after = None  # bytes from the owner, on each connection
         self.flip_at = None
         self.bytes_per_s = None
+        self.look_at = lambda data: None  # bytes from the owner
         self.reached = threading.Event()  # `hold_after` bytes have gone by
         self._go_on = threading.Event()
         self._sockets: list[socket.socket] = []
@@ -216,6 +217,7 @@ class Proxy:
         passed = 0
         with suppress(OSError):
             while data := bytearray(owner.recv(1 << 16)):
+                self.look_at(data)
                 if self.flip_at is not None and 0 <= self.flip_at - passed < len(data):
                     data[self.flip_at - passed] ^= 1
                 passed = self._pass_on(reader, data, passed)
