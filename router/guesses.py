@@ -82,7 +82,7 @@ class Guesses:
         self._expire(now)
         if not self._began:
             return []
-        found = self._table.match(chain, width)
+        found = self._table.match(chain, width).groups()
         count = self._generations
         return [Group([slot // count for slot in slots], depths) for slots, depths in found]
 

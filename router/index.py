@@ -24,11 +24,19 @@ from stafette.router.errors import IncompatibleCache, InvalidValue, UnknownTarge
 from stafette.router.guesses import GuessConfig, Guesses
 from stafette.router.hashing import Hashers
 from stafette.router.native import table as native
-from stafette.router.table import MIN_WIDTH, BlockTable, Group, PlainTable, TableStats
+from stafette.router.table import (
+    MIN_WIDTH,
+    Answer,
+    BlockTable,
+    Group,
+    PlainTable,
+    TableStats,
+)
 from stafette.router.translation import ForeignHashes
 
 logger = logging.getLogger(__name__)
 
+_MOST_ENTRIES = 1 << 31  # records are numbered with 32 bits
 _PIECE = 4_096  # blocks of one event that are applied before others may look something up
 
 
@@ -42,8 +50,9 @@ class IndexConfig:
 
     def __post_init__(self) -> None:
         for name in ("max_entries", "max_guesses"):
-            if getattr(self, name) < 1:
-                raise InvalidValue(f"index.{name}", getattr(self, name), "must be at least 1")
+            if not 1 <= getattr(self, name) <= _MOST_ENTRIES:
+                remedy = f"must be in 1..{_MOST_ENTRIES}"
+                raise InvalidValue(f"index.{name}", getattr(self, name), remedy)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,27 +84,54 @@ class Overlap(NamedTuple):
 NOTHING = Overlap()
 
 
+@dataclass(frozen=True, slots=True)
+class Names:
+    """The targets' names at one time: by slot, some of them free by now, and those in use."""
+
+    by_slot: tuple[str, ...] = ()
+    used: dict[str, None] = field(default_factory=dict)
+
+
 class Match:
     """Who holds how much of one prompt's beginning."""
 
-    def __init__(self, num_blocks: int, parts: Sequence[tuple[Sequence[str], Sequence[Group]]]):
+    __slots__ = ("_answer", "_guessed", "_names", "num_blocks")
+
+    def __init__(
+        self, num_blocks: int, names: Names, answer: Answer, guessed: Sequence[Group]
+    ) -> None:
         self.num_blocks = num_blocks
-        self._parts = parts
+        self._names = names
+        self._answer = answer
+        self._guessed = guessed
 
     def overlaps(self) -> dict[str, Overlap]:
         """Return the overlap of every target that has some."""
+        words, parts = self._answer.parts()
+        name_of = self._names.by_slot.__getitem__
         found: dict[str, Overlap] = {}
-        for names, groups in self._parts:
-            name_of = names.__getitem__
-            for slots, depths in groups:
-                overlap = _by_tier(depths)
-                if not found:
-                    found = dict.fromkeys(map(name_of, slots), overlap)
-                    continue
-                for name in map(name_of, slots):
-                    if found.get(name, NOTHING).total < overlap.total:
-                        found[name] = overlap
+        if parts and len(words) - parts[0][0] == len(self._names.used):
+            # Everybody holds some, most of them equally much: a common beginning.
+            most = max(parts, key=_size)
+            parts.remove(most)
+            found = dict.fromkeys(self._names.used, _by_tier(most[2]))
+        for start, end, depths in parts:
+            found.update(dict.fromkeys(map(name_of, words[start:end]), _by_tier(depths)))
+        for slots, reached in self._guessed:
+            guess = Overlap(reached[0])
+            for name in map(name_of, slots):
+                if found.get(name, NOTHING).total < guess.total:
+                    found[name] = guess
         return found
+
+
+def _size(part: tuple[int, int, Sequence[int]]) -> int:
+    return part[1] - part[0]
+
+
+def _by_tier(depths: Sequence[int]) -> Overlap:
+    device, host, disk, peer = depths
+    return Overlap(device, host - device, disk - host, peer - disk)
 
 
 @dataclass(slots=True)
@@ -142,7 +178,7 @@ class KvIndex:
         self._approximate = Guesses(next(guessed), config.approximate)
         self._targets: dict[str, _Target] = {}
         self._sources: dict[str, _Target] = {}
-        self._names: list[str] = []  # by slot
+        self._names = Names()
         self._free_slots: list[int] = []
 
     @property
@@ -161,9 +197,8 @@ class KvIndex:
         self._check(spec)
         with self._lock:
             self._drop(spec.target)
-            slot = self._free_slots.pop() if self._free_slots else len(self._names)
-            # A new list: answers that were given keep the names of their time.
-            self._names = [*self._names[:slot], spec.target, *self._names[slot + 1 :]]
+            slot = self._free_slots.pop() if self._free_slots else len(self._names.by_slot)
+            self._name(slot, spec.target)
             target = _Target(spec, slot)
             if spec.events and spec.fingerprint is None:
                 target.foreign = ForeignHashes(self._hashers.of(spec.model))
@@ -181,14 +216,10 @@ class KvIndex:
 
     def match(self, chain: bytes, width: int = HASH_BYTES) -> Match:
         """Return who holds how much of a chain of hashes, `width` bytes each."""
-        now = self._clock()
         with self._lock:
-            names = self._names
-            parts = [(names, self._table.match(chain, width))]
-            for guesses in (self._predicted, self._approximate):
-                if guesses:
-                    parts.append((names, guesses.match(chain, width, now)))
-        return Match(len(chain) // width, parts)
+            answer = self._table.match(chain, width)
+            guessed = self._guess(chain, width) if self._predicted or self._approximate else ()
+            return Match(len(chain) // width, self._names, answer, guessed)
 
     def predict(self, name: str, chain: bytes) -> None:
         """A request with this chain was sent there: it will hold it soon."""
@@ -233,6 +264,14 @@ class KvIndex:
     def stats(self) -> TableStats:
         with self._lock:
             return self._table.stats()
+
+    def _guess(self, chain: bytes, width: int) -> list[Group]:
+        now = self._clock()
+        return [
+            group
+            for guesses in (self._predicted, self._approximate)
+            for group in guesses.match(chain, width, now)
+        ]
 
     def _check(self, spec: CacheSpec) -> None:
         ours = self._hashers
@@ -318,7 +357,14 @@ class KvIndex:
             guesses.remove_place(target.slot)
         del self._sources[target.spec.source or name]
         self._free_slots.append(target.slot)
+        self._names = Names(self._names.by_slot, dict.fromkeys(self._targets))
         return count
+
+    def _name(self, slot: int, name: str) -> None:
+        """Names change as a whole: answers that were given keep those of their time."""
+        before = self._names.by_slot
+        by_slot = (*before[:slot], name, *before[slot + 1 :])
+        self._names = Names(by_slot, self._names.used | {name: None})
 
     def _warn(self, target: _Target, problem: str) -> None:
         if problem not in target.warned:
@@ -329,8 +375,3 @@ class KvIndex:
 def _make_table(config: IndexConfig, max_entries: int) -> BlockTable:
     made = native.make_table(max_entries) if config.native else None
     return made or PlainTable(max_entries)
-
-
-def _by_tier(depths: Sequence[int]) -> Overlap:
-    device, host, disk, peer = depths
-    return Overlap(device, host - device, disk - host, peer - disk)

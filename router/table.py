@@ -5,8 +5,8 @@ hash, and a chain of blocks is one run of bytes, `width` for each hash.
 """
 
 from abc import ABC, abstractmethod
+from array import array
 from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple, get_args
@@ -15,6 +15,7 @@ from stafette.kvtransfer.events import Tier
 
 TIERS: tuple[Tier, ...] = get_args(Tier)  # the fastest first
 ALL_TIERS = (1 << len(TIERS)) - 1
+GROUP_WORDS = 1 + len(TIERS)
 MIN_WIDTH = 8
 _KEY_BYTES = 8
 
@@ -22,8 +23,38 @@ _KEY_BYTES = 8
 class Group(NamedTuple):
     """Slots that hold equally much of a chain's beginning."""
 
-    slots: Sequence[int]
+    slots: list[int]
     depths: tuple[int, ...]  # blocks, in a row, on the first tier; on the first two; ...
+
+
+class Answer:
+    """Who holds how much of a chain's beginning; who holds nothing is left out.
+
+    It is read when it is needed: u32 words that tell the number of groups; of each group how many
+    slots it has, and its depths; all slots.
+    """
+
+    __slots__ = ("_words",)
+
+    def __init__(self, words: bytes) -> None:
+        self._words = words
+
+    def parts(self) -> tuple[memoryview, list[tuple[int, int, list[int]]]]:
+        """Return all words, and of each group where its slots begin and end, and its depths."""
+        words = memoryview(self._words).cast("I")
+        start = 1 + words[0] * GROUP_WORDS
+        parts = []
+        heads = words[1:start].tolist()
+        for at in range(0, start - 1, GROUP_WORDS):
+            end = start + heads[at]
+            parts.append((start, end, heads[at + 1 : at + GROUP_WORDS]))
+            start = end
+        return words, parts
+
+    def groups(self) -> list[Group]:
+        """Return the groups; a slot is in one of them."""
+        words, parts = self.parts()
+        return [Group(words[start:end].tolist(), tuple(depths)) for start, end, depths in parts]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +81,8 @@ class BlockTable(ABC):
         """Forget all that the slot holds, in the time that takes, and return how much it was."""
 
     @abstractmethod
-    def match(self, hashes: bytes, width: int) -> list[Group]:
-        """Return who holds how much of the chain's beginning; who holds nothing is left out."""
+    def match(self, hashes: bytes, width: int) -> Answer:
+        """Return who holds how much of the chain's beginning."""
 
     @abstractmethod
     def held(self, slot: int) -> int:
@@ -117,7 +148,7 @@ class PlainTable(BlockTable):
             self._let_go(key, slot)
         return len(blocks)
 
-    def match(self, hashes: bytes, width: int) -> list[Group]:
+    def match(self, hashes: bytes, width: int) -> Answer:
         alive: dict[int, int] | None = None  # slot -> levels on which its chain is whole
         depths: dict[int, list[int]] = {}
         keys = _keys(hashes, width)
@@ -134,7 +165,7 @@ class PlainTable(BlockTable):
         for slot, levels in (alive or {}).items():
             _end(depths[slot], levels, used)
         self._use(keys[:used])
-        return _grouped(depths)
+        return _answer(depths)
 
     def held(self, slot: int) -> int:
         return len(self._blocks.get(slot, ()))
@@ -191,8 +222,10 @@ def _end(depths: list[int], levels: int, depth: int) -> None:
             depths[level] = depth
 
 
-def _grouped(depths: dict[int, list[int]]) -> list[Group]:
+def _answer(depths: dict[int, list[int]]) -> Answer:
     groups: dict[tuple[int, ...], list[int]] = {}
     for slot, reached in depths.items():
         groups.setdefault(tuple(reached), []).append(slot)
-    return [Group(slots, reached) for reached, slots in groups.items() if any(reached)]
+    heads = [word for reached, slots in groups.items() for word in (len(slots), *reached)]
+    named = [slot for slots in groups.values() for slot in slots]
+    return Answer(array("I", [len(groups), *heads, *named]).tobytes())

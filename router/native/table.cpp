@@ -5,11 +5,12 @@
 // visits every block, and is exact whatever was evicted in the middle. Nothing here knows parents.
 // Not thread-safe: the caller holds Python's lock through every call.
 
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <map>
-#include <memory>
 #include <new>
 #include <vector>
 
@@ -19,7 +20,8 @@ constexpr uint32_t kNone = ~0u;
 constexpr uint32_t kNoSet = 0;  // of a record that is free
 constexpr int kTiers = 4;       // device, host, disk, peer: the fastest first
 constexpr size_t kAhead = 16;   // look-ups that are under way at once
-constexpr size_t kChunk = 1 << 14;
+constexpr size_t kFields = 1 + kTiers;  // of a group in an answer
+constexpr size_t kPage = 2 << 20;
 constexpr size_t kBatch = 4096;      // blocks between two looks at the bound
 constexpr uint64_t kTicks = 4096;    // the order of use is kept to this share of the bound
 constexpr size_t kSlack = 1024;      // stale notes that are always allowed
@@ -27,20 +29,29 @@ constexpr uint64_t kSpread = 0x9e3779b97f4a7c15;
 
 static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "words are read as they lie");
 
-// Grows by pieces: no copy of everything, no memory for what is not there yet.
+// Addresses for all that may ever come; memory comes as it is written, in large pages where the
+// system has them: small ones would cost more than what is written to them.
 template <typename T>
-class Pieces {
+class Reserved {
  public:
-  T& operator[](size_t i) { return pieces_[i / kChunk][i % kChunk]; }
-  size_t size() const { return size_; }
-  size_t bytes() const { return pieces_.size() * kChunk * sizeof(T); }
-  void push(const T& value) {
-    if (size_ == pieces_.size() * kChunk) pieces_.emplace_back(new T[kChunk]);
-    (*this)[size_++] = value;
+  explicit Reserved(size_t limit) : bytes_((limit * sizeof(T) + kPage - 1) & ~(kPage - 1)) {
+    const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+    void* at = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, flags, -1, 0);
+    if (at == MAP_FAILED) throw std::bad_alloc();
+    madvise(at, bytes_, MADV_HUGEPAGE);
+    items_ = static_cast<T*>(at);
   }
+  ~Reserved() { munmap(items_, bytes_); }
+  Reserved(const Reserved&) = delete;
+
+  T& operator[](size_t i) { return items_[i]; }
+  size_t size() const { return size_; }
+  size_t bytes() const { return size_ * sizeof(T); }
+  void push(const T& value) { items_[size_++] = value; }
 
  private:
-  std::vector<std::unique_ptr<T[]>> pieces_;
+  const size_t bytes_;
+  T* items_;
   size_t size_ = 0;
 };
 
@@ -189,7 +200,10 @@ struct Alive {
 class Table {
  public:
   explicit Table(uint64_t max_entries)
-      : max_entries_(max_entries), granule_(std::max<uint64_t>(1, max_entries / kTicks)) {
+      : max_entries_(max_entries),
+        granule_(std::max<uint64_t>(1, max_entries / kTicks)),
+        records_(max_entries + kBatch),
+        heads_(max_entries + kBatch + 1) {
     heads_.push(kNone);
   }
 
@@ -210,6 +224,7 @@ class Table {
     uint64_t gone = 0;
     uint32_t from = kNone, to = kNone;
     for (size_t i = 0; i < chain.count; ++i) {
+      look_ahead(chain, i);
       const uint32_t at = find(chain.key(i));
       if (at == kNone) continue;
       const uint32_t old = records_[at].set;
@@ -241,10 +256,12 @@ class Table {
     return held;
   }
 
-  // Writes the holders of the chain's beginning to `slots`, and to `groups` runs of (how many of
-  // those, how many blocks on each level). Returns the number of groups.
-  size_t match(const Chain& chain, uint32_t* slots, uint32_t* groups) {
-    Out out{slots, groups, 0, 0};
+  // Writes who holds the chain's beginning: the number of groups, for each of them how many slots
+  // it has and how many blocks those hold on each level, then all slots. Returns the words written.
+  size_t match(const Chain& chain, uint32_t* out) {
+    groups_ = out + 1;
+    *out = 0;
+    ended_.clear();
     alive_.clear();
     uint32_t at = kNone, set = kNoSet;
     size_t i = 0, fetched = 0;
@@ -255,14 +272,15 @@ class Table {
       if (record.set != set) {
         set = record.set;
         if (i == 0) begin(sets_[set]);
-        else narrow(sets_[set], uint32_t(i), out);
+        else narrow(sets_[set], uint32_t(i), *out);
         if (alive_.empty()) break;
       }
       record.used = tick_;
     }
-    for (Alive& one : alive_) finish(one, one.levels, uint32_t(i), out);
+    for (Alive& one : alive_) finish(one, one.levels, uint32_t(i), *out);
     touch(i);
-    return out.num_groups;
+    memcpy(groups_ + *out * kFields, ended_.data(), ended_.size() * sizeof(uint32_t));
+    return 1 + *out * kFields + ended_.size();
   }
 
   uint64_t held(uint32_t slot) const { return slot < slots_.size() ? slots_[slot].held : 0; }
@@ -277,12 +295,6 @@ class Table {
   }
 
  private:
-  struct Out {
-    uint32_t* slots;
-    uint32_t* groups;
-    size_t num_slots, num_groups;
-  };
-
   // -- look-up
 
   // Linear hashing: the number of buckets grows one by one, and no event waits for a big rehash.
@@ -296,6 +308,14 @@ class Table {
     uint32_t at = heads_[bucket(key)];
     while (at != kNone && records_[at].key != key) at = records_[at].next;
     return at;
+  }
+
+  // Has the memory on its way that the next blocks of an event will need.
+  void look_ahead(const Chain& chain, size_t i) {
+    if (i + kAhead < chain.count) __builtin_prefetch(&heads_[bucket(chain.key(i + kAhead))]);
+    if (i + kAhead / 2 >= chain.count) return;
+    const uint32_t at = heads_[bucket(chain.key(i + kAhead / 2))];
+    if (at != kNone) __builtin_prefetch(&records_[at]);
   }
 
   // The record of block i, which most often lies behind the one before it.
@@ -338,7 +358,7 @@ class Table {
       alive_.push_back({slot_of(entry), levels_of(tiers_of(entry)), {0, 0, 0, 0}});
   }
 
-  void narrow(const std::vector<uint32_t>& entries, uint32_t depth, Out& out) {
+  void narrow(const std::vector<uint32_t>& entries, uint32_t depth, uint32_t& num_groups) {
     size_t kept = 0, at = 0;
     for (Alive& one : alive_) {
       while (at < entries.size() && slot_of(entries[at]) < one.slot) ++at;
@@ -347,7 +367,7 @@ class Table {
       const uint32_t ended = one.levels & ~levels;
       one.levels &= levels;
       if (one.levels == 0) {
-        finish(one, ended, depth, out);
+        finish(one, ended, depth, num_groups);
         continue;
       }
       for (int level = 0; ended && level < kTiers; ++level)
@@ -357,16 +377,16 @@ class Table {
     alive_.resize(kept);
   }
 
-  void finish(Alive& one, uint32_t levels, uint32_t depth, Out& out) {
+  void finish(Alive& one, uint32_t levels, uint32_t depth, uint32_t& num_groups) {
     for (int level = 0; level < kTiers; ++level)
       if (levels >> level & 1) one.depths[level] = depth;
-    out.slots[out.num_slots++] = one.slot;
-    uint32_t* last = out.groups + (out.num_groups - 1) * (1 + kTiers);
-    if (out.num_groups && memcmp(last + 1, one.depths, sizeof one.depths) == 0) {
+    ended_.push_back(one.slot);
+    uint32_t* last = groups_ + (num_groups - 1) * kFields;
+    if (num_groups && memcmp(last + 1, one.depths, sizeof one.depths) == 0) {
       ++*last;
       return;
     }
-    uint32_t* group = out.groups + out.num_groups++ * (1 + kTiers);
+    uint32_t* group = groups_ + num_groups++ * kFields;
     *group = 1;
     memcpy(group + 1, one.depths, sizeof one.depths);
   }
@@ -378,6 +398,7 @@ class Table {
     uint32_t from = kNone, to = kNone;
     bool holds = false;  // the slot is in `from`
     for (size_t i = begin; i < end; ++i) {
+      look_ahead(chain, i);
       const uint64_t key = chain.key(i);
       uint32_t at = find(key);
       if (at == kNone) at = create(key);
@@ -449,8 +470,11 @@ class Table {
   void split() {
     if (live_ < heads_.size()) return;
     if (heads_.size() == 2 * round_) round_ *= 2;
-    uint32_t at = heads_[heads_.size() - round_];
-    heads_[heads_.size() - round_] = kNone;
+    const size_t next = heads_.size() - round_;
+    uint32_t at = heads_[next];
+    const uint32_t soon = next + kAhead < round_ ? heads_[next + kAhead] : kNone;
+    if (soon != kNone) __builtin_prefetch(&records_[soon]);
+    heads_[next] = kNone;
     heads_.push(kNone);
     while (at != kNone) {
       const uint32_t following = records_[at].next;
@@ -568,14 +592,16 @@ class Table {
   }
 
   const uint64_t max_entries_, granule_;
-  Pieces<Record> records_;
-  Pieces<uint32_t> heads_;
+  Reserved<Record> records_;
+  Reserved<uint32_t> heads_;
   size_t round_ = 1;  // buckets when all of them had been split the last time
   uint32_t free_ = kNone;
   uint64_t live_ = 0, entries_ = 0, evicted_ = 0;
   Sets sets_;
   std::vector<Slot> slots_;
   std::vector<Alive> alive_;
+  std::vector<uint32_t> ended_;
+  uint32_t* groups_ = nullptr;  // of the answer that is being written
   uint32_t found_[kAhead];
   std::map<uint32_t, std::vector<uint32_t>> queue_;  // records by the tick of their note
   uint64_t notes_ = 0, touched_ = 0;
@@ -591,7 +617,11 @@ struct stafette_table : Table {
 };
 
 EXPORT stafette_table* stafette_table_new(uint64_t max_entries) {
-  return new (std::nothrow) stafette_table(max_entries);
+  try {
+    return new stafette_table(max_entries);
+  } catch (const std::bad_alloc&) {
+    return nullptr;
+  }
 }
 EXPORT void stafette_table_free(stafette_table* table) { delete table; }
 EXPORT uint64_t stafette_table_store(stafette_table* table, uint32_t slot, uint32_t tiers,
@@ -606,8 +636,9 @@ EXPORT uint64_t stafette_table_forget(stafette_table* table, uint32_t slot) {
   return !table ? 0 : table->forget(slot);
 }
 EXPORT size_t stafette_table_match(stafette_table* table, const uint8_t* hashes, size_t count,
-                                   size_t width, uint32_t* slots, uint32_t* groups) {
-  return !table ? 0 : table->match({hashes, count, width}, slots, groups);
+                                   size_t width, uint32_t* out) {
+  if (!table) return *out = 0, 1;
+  return table->match({hashes, count, width}, out);
 }
 EXPORT uint64_t stafette_table_held(const stafette_table* table, uint32_t slot) {
   return !table ? 0 : table->held(slot);

@@ -6,13 +6,10 @@ from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 from stafette.kvtransfer.events import Tier
-from stafette.router.table import TIERS, BlockTable, Group, TableStats, tier_bit
+from stafette.router.table import GROUP_WORDS, Answer, BlockTable, TableStats, tier_bit
 
 _NAME = "_table"
-_FIELDS = 1 + len(TIERS)  # of a group: how many slots, how many blocks on each level
-_SLOT_BITS = 32 - len(TIERS)
-_SLOT_BYTES = 4
-MAX_SLOTS = 1 << _SLOT_BITS
+_WORD_BYTES = 4
 
 _U32, _U64, _SIZE = ctypes.c_uint32, ctypes.c_uint64, ctypes.c_size_t
 _AT, _BYTES = ctypes.c_void_p, ctypes.c_char_p
@@ -22,7 +19,7 @@ _SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
     "store": (_U64, [_AT, _U32, _U32, _BYTES, _SIZE, _SIZE]),
     "remove": (_U64, [_AT, _U32, _U32, _BYTES, _SIZE, _SIZE]),
     "forget": (_U64, [_AT, _U32]),
-    "match": (_SIZE, [_AT, _BYTES, _SIZE, _SIZE, _AT, _AT]),
+    "match": (_SIZE, [_AT, _BYTES, _SIZE, _SIZE, _AT]),
     "held": (_U64, [_AT, _U32]),
     "stats": (None, [_AT, _AT]),
 }
@@ -76,18 +73,10 @@ class NativeTable(BlockTable):
         count: int = self._library.stafette_table_forget(self._handle, slot)
         return count
 
-    def match(self, hashes: bytes, width: int) -> list[Group]:
+    def match(self, hashes: bytes, width: int) -> Answer:
         count = len(hashes) // width
-        found = self._match(self._handle, hashes, count, width, self._slots_at, self._groups_at)
-        fields = self._groups[: found * _FIELDS]
-        total = sum(fields[::_FIELDS])
-        slots = memoryview(ctypes.string_at(self._slots_at, total * _SLOT_BYTES)).cast("I")
-        groups, start = [], 0
-        for at in range(0, found * _FIELDS, _FIELDS):
-            end = start + fields[at]
-            groups.append(Group(slots[start:end], tuple(fields[at + 1 : at + _FIELDS])))
-            start = end
-        return groups
+        words: int = self._match(self._handle, hashes, count, width, self._out_at)
+        return Answer(ctypes.string_at(self._out_at, words * _WORD_BYTES))
 
     def held(self, slot: int) -> int:
         count: int = self._library.stafette_table_held(self._handle, slot)
@@ -106,10 +95,8 @@ class NativeTable(BlockTable):
     def _make_room(self, num_slots: int) -> None:
         """Keep room for an answer that names every slot."""
         self._room = num_slots
-        self._slots = (_U32 * num_slots)()
-        self._groups = (_U32 * (_FIELDS * num_slots))()
-        self._slots_at = ctypes.addressof(self._slots)
-        self._groups_at = ctypes.addressof(self._groups)
+        self._out = (_U32 * (1 + (GROUP_WORDS + 1) * num_slots))()
+        self._out_at = ctypes.addressof(self._out)
 
 
 def make_table(max_entries: int) -> BlockTable | None:

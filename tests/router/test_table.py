@@ -27,7 +27,7 @@ def block(prefix: str) -> bytes:
 
 
 def found(table, chain) -> dict[int, tuple[int, ...]]:
-    groups = table.match(chain, WIDTH)
+    groups = table.match(chain, WIDTH).groups()
     answer = {slot: tuple(depths) for slots, depths in groups for slot in slots}
     assert len(answer) == sum(len(slots) for slots, _ in groups)  # each slot once
     return answer
@@ -221,7 +221,7 @@ def test_hash_of_any_width_is_known_by_its_first_bytes(make_table, width):
 
 
 def found_width(table, chain, width) -> int:
-    ((slots, depths),) = table.match(chain, width)
+    ((slots, depths),) = table.match(chain, width).groups()
     assert list(slots) == [7]
     return depths[0]
 
@@ -240,7 +240,7 @@ def test_many_lives_of_many_slots_leave_nothing_behind(make_table):
         table.forget(slot)
 
     assert (table.stats().entries, table.stats().blocks) == (0, 0)
-    assert table.match(chain_of("abc"), WIDTH) == []
+    assert table.match(chain_of("abc"), WIDTH).groups() == []
 
 
 def test_both_tables_agree_through_long_churn():
@@ -271,5 +271,5 @@ def test_closed_table_answers_nothing(make_table):
     table.close()
     table.close()
 
-    assert table.match(chain_of("ab"), WIDTH) == []
+    assert table.match(chain_of("ab"), WIDTH).groups() == []
     assert table.held(0) == 0
