@@ -75,7 +75,7 @@ def _echo_bare(listener: socket.socket) -> None:
 @contextmanager
 def peer() -> Iterator[tuple[PeerInfo, tuple[str, int]]]:
     """Yield how the peer is reached: as a peer, and at its bare socket."""
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("spawn")
     near, far = context.Pipe()
     process = context.Process(target=serve, args=(far, _CONFIG))
     process.start()
