@@ -30,7 +30,7 @@ from stafette.kvtransfer.regions import LocalRegion, RegionInfo
 from stafette.kvtransfer.strict import whole
 from stafette.kvtransfer.transport import Capabilities, PeerInfo, ReadJob, Surroundings
 from stafette.kvtransfer.transports.same_host import plain, process_memory
-from stafette.kvtransfer.transports.same_host.link import LinkConfig
+from stafette.kvtransfer.transports.same_host.config import SameHostConfig
 from stafette.kvtransfer.transports.same_host.opened import Opened
 from stafette.kvtransfer.transports.same_host.owner import SameHostTransport, Shown
 from stafette.kvtransfer.transports.same_host.truth import Truth
@@ -69,11 +69,11 @@ class ProcessVmTransport(SameHostTransport):
     def __init__(
         self,
         surroundings: Surroundings,
-        config: LinkConfig | None = None,
+        config: SameHostConfig | None = None,
         native: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        super().__init__(surroundings, config or LinkConfig())
+        super().__init__(surroundings, config or SameHostConfig())
         self._mover = moving.load() if native else None
         self._clock = clock
         self._mark = ctypes.create_string_buffer(secrets.token_bytes(_MARK.size), _MARK.size)

@@ -16,7 +16,7 @@ from stafette.kvtransfer.native.moving import Mover, Source, Words
 from stafette.kvtransfer.regions import LocalRegion, RegionInfo
 from stafette.kvtransfer.transport import Capabilities, PeerInfo, ReadJob, Surroundings
 from stafette.kvtransfer.transports.same_host import plain
-from stafette.kvtransfer.transports.same_host.link import LinkConfig
+from stafette.kvtransfer.transports.same_host.config import SameHostConfig
 from stafette.kvtransfer.transports.same_host.opened import NO_MARK, Opened
 from stafette.kvtransfer.transports.same_host.owner import SameHostTransport, Shown
 from stafette.kvtransfer.transports.same_host.truth import Truth
@@ -26,9 +26,9 @@ class ShmTransport(SameHostTransport):
     name = "shm"
 
     def __init__(
-        self, surroundings: Surroundings, config: LinkConfig | None = None, native: bool = True
+        self, surroundings: Surroundings, config: SameHostConfig | None = None, native: bool = True
     ) -> None:
-        super().__init__(surroundings, config or LinkConfig())
+        super().__init__(surroundings, config or SameHostConfig())
         self._mover = moving.load() if native else None
         self.capabilities = Capabilities(
             reads_from=frozenset({"host", "file"}),

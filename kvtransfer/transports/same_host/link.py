@@ -5,7 +5,6 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from stafette.kvtransfer.errors import (
     AccessDenied,
@@ -23,34 +22,18 @@ from stafette.kvtransfer.extents import Extents
 from stafette.kvtransfer.regions import RegionInfo
 from stafette.kvtransfer.strict import octets
 from stafette.kvtransfer.transport import Link, PeerControl, PeerInfo, ReadJob
+from stafette.kvtransfer.transports.same_host.config import SameHostConfig
 from stafette.kvtransfer.transports.same_host.digests import DIGEST_BYTES, digest
 from stafette.kvtransfer.transports.same_host.opened import Opened, Stopped
 from stafette.kvtransfer.transports.same_host.workers import Workers
 
 _log = logging.getLogger(__name__)
 
-_ASK_WHY_S = 1.0
-_END_S = 0.1
+_ASK_WHY_S = 1.0  # for the owner's word on a lease that we found struck out
+_END_S = 0.1  # for threads to end: what they copy stops within a millisecond
 _LEAST_S = 1e-3  # what a call is given at least
 
 Opener = Callable[[PeerInfo, RegionInfo, object, list[int]], Opened]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LinkConfig:
-    """How a reader works, for each of its peers."""
-
-    inline_bytes: int = 256 << 10  # up to here a job is done by whoever posts it
-    threads: int = 2  # for the others
-    open_timeout_s: float = 5.0  # for a peer's answer about a region
-
-    def __post_init__(self) -> None:
-        if self.inline_bytes < 0:
-            raise InvalidValue("inline_bytes", self.inline_bytes, "must be at least 0")
-        if self.threads < 1:
-            raise InvalidValue("threads", self.threads, "must be at least 1")
-        if not self.open_timeout_s > 0:
-            raise InvalidValue("open_timeout_s", self.open_timeout_s, "must be above 0")
 
 
 class _TakenAway(Exception):
@@ -58,8 +41,18 @@ class _TakenAway(Exception):
 
 
 class SameHostLink(Link):
+    """Small jobs are done by whoever posts them, once their region is open; threads do the others.
+
+    A job that waits for the owner's answer can be ended at once, for nothing of it moves.
+    """
+
     def __init__(
-        self, name: str, peer: PeerInfo, control: PeerControl, opener: Opener, config: LinkConfig
+        self,
+        name: str,
+        peer: PeerInfo,
+        control: PeerControl,
+        opener: Opener,
+        config: SameHostConfig,
     ) -> None:
         self._name = name
         self._peer = peer
@@ -79,7 +72,7 @@ class SameHostLink(Link):
         if opened is not None and self._is_quick(job, opened) and self._read_here(job, opened):
             return
         if not self._workers.add(job):
-            job.finish(self._lost())
+            job.finish(self._no_worker())
 
     def interrupt(self, job: ReadJob) -> None:
         if self._workers.take(job, waiting_only=True):
@@ -111,6 +104,8 @@ class SameHostLink(Link):
             error = TransferCancelled(self._peer.name)
         except TransferError as found:
             error = _bare(found)
+        except Exception:  # a worker meets it too, and tells
+            return False
         finally:
             opened.release()
         job.finish(error)
@@ -183,7 +178,7 @@ class SameHostLink(Link):
                 kept.hold()
                 name, newest = key
                 dropped += self._take_out(
-                    lambda each: each.info.name == name and each.info.generation != newest
+                    lambda each: each.info.name == name and each.info.generation < newest
                 )
         for each in dropped:
             each.retire()
@@ -217,6 +212,11 @@ class SameHostLink(Link):
             raise TransferError(f"{self._peer.name}: {error}") from error
         if digest(job.local, job.into) != theirs:
             raise ChecksumMismatch(self._peer.name, job.remote.name)
+
+    def _no_worker(self) -> TransferError:
+        if self.closed:
+            return self._lost()
+        return TransportUnavailable(self._name, self._peer.name, "no thread can be started")
 
     def _lost(self) -> PeerLost:
         return PeerLost(self._peer.name, "the way to it was closed")

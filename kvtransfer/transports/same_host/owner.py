@@ -28,8 +28,9 @@ from stafette.kvtransfer.transport import (
     Surroundings,
     Transport,
 )
+from stafette.kvtransfer.transports.same_host.config import SameHostConfig
 from stafette.kvtransfer.transports.same_host.digests import digest
-from stafette.kvtransfer.transports.same_host.link import LinkConfig, SameHostLink
+from stafette.kvtransfer.transports.same_host.link import SameHostLink
 from stafette.kvtransfer.transports.same_host.opened import Opened
 from stafette.kvtransfer.transports.same_host.truth import Truth
 
@@ -48,7 +49,7 @@ class Shown:
 class SameHostTransport(Transport):
     """What a subclass adds: which regions it shows, and how they are opened at the other side."""
 
-    def __init__(self, surroundings: Surroundings, config: LinkConfig) -> None:
+    def __init__(self, surroundings: Surroundings, config: SameHostConfig) -> None:
         self._around = surroundings
         self._config = config
         self._shown: dict[tuple[str, int], Shown] = {}

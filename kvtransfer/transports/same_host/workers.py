@@ -32,14 +32,12 @@ class Workers:
         return self._closed
 
     def add(self, job: ReadJob) -> bool:
-        """Run it soon; False when this is closed, and the job still the caller's."""
+        """Run it soon; False when nobody can, and the job is still the caller's."""
         with self._changed:
-            if self._closed:
+            if self._closed or not self._has_thread_for_one_more():
                 return False
             self._waiting.add(job)
             self._queue.append(job)
-            if self._num_idle < len(self._queue) and len(self._threads) < self._max_threads:
-                self._start_thread()
             self._changed.notify()
         return True
 
@@ -85,19 +83,31 @@ class Workers:
             if thread is not threading.current_thread():
                 thread.join(max(0.0, deadline - time.monotonic()))
 
-    def _start_thread(self) -> None:
-        name = f"{self._name}-{len(self._threads)}"
-        thread = threading.Thread(target=self._work, name=name, daemon=True)
-        self._threads.append(thread)
-        thread.start()
+    def _has_thread_for_one_more(self) -> bool:
+        """Start a thread where all have something to do; False when there is none at all."""
+        if self._num_idle <= len(self._queue) and len(self._threads) < self._max_threads:
+            name = f"{self._name}-{len(self._threads)}"
+            thread = threading.Thread(target=self._work, name=name, daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:  # the system has no more of them: the others must do
+                return bool(self._threads)
+            self._threads.append(thread)
+        return True
 
     def _work(self) -> None:
-        while True:
-            with self._changed:
-                self._num_idle += 1
-                self._changed.wait_for(lambda: self._queue or self._closed)
-                self._num_idle -= 1
-                if self._closed:
-                    return
-                job = self._queue.popleft()
+        while (job := self._next()) is not None:
             self._run(job)
+
+    def _next(self) -> ReadJob | None:
+        """Return a job that nobody has taken away; None at the end."""
+        with self._changed:
+            while not self._closed:
+                while self._queue:
+                    job = self._queue.popleft()
+                    if job in self._waiting:
+                        return job
+                self._num_idle += 1
+                self._changed.wait()
+                self._num_idle -= 1
+        return None

@@ -27,7 +27,7 @@ from stafette.kvtransfer.native import moving
 from stafette.kvtransfer.strict import pack, unpack
 from stafette.kvtransfer.transport import Claim, Grant, PeerInfo, ReadJob, Surroundings
 from stafette.kvtransfer.transports.process_vm import ProcessVmTransport
-from stafette.kvtransfer.transports.same_host.link import LinkConfig
+from stafette.kvtransfer.transports.same_host.config import SameHostConfig
 from stafette.kvtransfer.transports.shm import ShmTransport
 
 MIB = 1 << 20
@@ -157,7 +157,7 @@ class World:
         self.gate = FakeGate(self.ledger)
         around = Surroundings("owner", EPOCH, self.gate, self.ledger)
         self.owner = KINDS[kind](around, native=native)
-        self.reader = KINDS[kind](around, LinkConfig(**options), native=native)
+        self.reader = KINDS[kind](around, SameHostConfig(**options), native=native)
         self._inodes = set()
         self.memory = self.make_memory(nbytes)
         self.theirs = self.bytes_of(self.memory)

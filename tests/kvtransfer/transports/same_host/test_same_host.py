@@ -25,7 +25,7 @@ from stafette.kvtransfer.errors import (
 )
 from stafette.kvtransfer.extents import Extents
 from stafette.kvtransfer.transport import Handover, PeerInfo
-from stafette.kvtransfer.transports.same_host.link import LinkConfig
+from stafette.kvtransfer.transports.same_host.config import SameHostConfig
 
 MIB = 1 << 20
 BLOCK = 4096
@@ -512,6 +512,42 @@ def test_unforeseen_failure_ends_the_job_too(world, caplog):
     assert "reading owner/kv failed" in caplog.text
 
 
+def test_unforeseen_failure_of_a_small_job_ends_it_too(world, caplog, monkeypatch):
+    world.read([(0, 1)])
+    (opened,) = world.link._opened.values()
+    monkeypatch.setattr(type(opened), "read", lambda self, job: 1 // 0)
+
+    with pytest.raises(TransferError, match="ZeroDivisionError"):
+        world.read([(0, 1)])
+
+
+def test_job_that_was_taken_away_in_the_queue_asks_nobody(make_world, kind, native):
+    world = make_world(kind, native, threads=1)
+    barrier = Barrier(world, "open")
+    first = world.start(world.job([(0, 1)]))
+    assert barrier.reached.wait(30.0)
+    queued = [world.start(world.job([(0, 1)])) for _ in range(3)]
+
+    for job in queued:
+        world.link.interrupt(job)
+    barrier.open()
+    first.wait()
+    world.read([(0, MIB)])
+
+    assert all(isinstance(job.error, TransferCancelled) for job in queued)
+    assert world.control.asked == [f"{kind}.open"]
+
+
+def test_without_threads_another_way_is_asked_for(world, monkeypatch):
+    def refuse(thread):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+
+    with pytest.raises(TransportUnavailable, match="no thread"):
+        world.read([(0, 1)])
+
+
 # Checksums
 
 
@@ -574,7 +610,7 @@ def test_reasons_for_which_a_peer_cannot_be_read(world):
 @pytest.mark.parametrize("wrong", [{"inline_bytes": -1}, {"threads": 0}, {"open_timeout_s": 0.0}])
 def test_wrong_options_are_named(wrong):
     with pytest.raises(InvalidValue, match=next(iter(wrong))):
-        LinkConfig(**wrong)
+        SameHostConfig(**wrong)
 
 
 # Nothing is left
