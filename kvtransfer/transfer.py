@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 
@@ -37,27 +38,34 @@ class Telemetry:
 
 
 class _Flag:
-    """Does what threading.Event does, which is only made when somebody has to wait."""
+    """Does what threading.Event does, quicker: each waiter has a lock, which `set` releases."""
 
-    __slots__ = ("_is_set", "_event")
-    _making = threading.Lock()
+    __slots__ = ("_is_set", "_waiters")
 
     def __init__(self) -> None:
         self._is_set = False
-        self._event: threading.Event | None = None
+        self._waiters: list[threading.Lock] = []
 
     def set(self) -> None:
         self._is_set = True
-        if self._event is not None:
-            self._event.set()
+        with suppress(IndexError):  # two may set it at once: each waiter is released by one
+            while True:
+                self._waiters.pop().release()
 
     def wait(self, timeout_s: float | None) -> bool:
         if self._is_set:
             return True
-        with self._making:
-            event = self._event = self._event or threading.Event()
-        # Whoever sets it looks for the event afterwards, and we look the other way round.
-        return self._is_set or event.wait(timeout_s)
+        waiter = threading.Lock()
+        waiter.acquire()
+        self._waiters.append(waiter)
+        try:
+            # Whoever sets it looks for waiters afterwards, and we look the other way round.
+            if not self._is_set:
+                waiter.acquire(timeout=-1 if timeout_s is None else max(0.0, timeout_s))
+        finally:
+            with suppress(ValueError):
+                self._waiters.remove(waiter)
+        return self._is_set
 
 
 class Transfer:

@@ -125,3 +125,32 @@ def test_telemetry_counts_what_has_arrived():
     assert (told.transport, told.num_ranges) == ("shm", 2)
     assert (told.moved_bytes, told.total_bytes) == (16, 64)
     assert told == it.telemetry()
+
+
+def test_every_thread_that_waits_is_woken_and_none_that_gave_up_is_remembered():
+    it = transfer()
+    found = []
+    waiting = [threading.Thread(target=lambda: found.append(it.wait(10))) for _ in range(5)]
+    for thread in waiting:
+        thread.start()
+    for _ in range(100):
+        assert not it.wait(timeout_s=0.0001)
+
+    it.finish()
+
+    for thread in waiting:
+        thread.join(10)
+    assert found == [True] * 5
+    assert it._ended._waiters == []
+
+
+def test_two_ends_at_once_wake_each_waiting_thread_once():
+    for _ in range(50):
+        it = transfer()
+        waiting = [threading.Thread(target=it.wait_settled, args=(10,)) for _ in range(3)]
+        ending = [threading.Thread(target=it.cancel), threading.Thread(target=it.finish)]
+        for thread in waiting + ending:
+            thread.start()
+        for thread in waiting + ending:
+            thread.join(10)
+            assert not thread.is_alive()
