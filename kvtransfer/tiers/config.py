@@ -23,6 +23,7 @@ class HostConfig:
     num_blocks: int = 0
     policy: str = DEFAULT_POLICY
     pin_share: float = 0.5  # of the tier that `pin` may hold
+    huge_pages: bool = False  # make all of it resident at the start: seconds, but quicker then
 
     def __post_init__(self) -> None:
         _check_size("host", self.capacity_bytes, self.num_blocks)

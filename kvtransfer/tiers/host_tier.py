@@ -24,7 +24,7 @@ class HostTier:
         """`last`: there is no tier below, where a child would still find its parent."""
         self.num_blocks = num_blocks(config, block_bytes)
         self.block_bytes = block_bytes
-        self.memory = SharedMemory("host-tier", self.num_blocks * block_bytes)
+        self.memory = SharedMemory("host-tier", self.num_blocks * block_bytes, config.huge_pages)
         self.rows: Rows = self.memory.array.reshape(self.num_blocks, block_bytes)
         policy = make_policy(config.policy, self.num_blocks)
         self.cache = BlockCache(self.num_blocks, policy, leaves_first=last)

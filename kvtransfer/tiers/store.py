@@ -72,7 +72,11 @@ class TieredStore:
         """The host pool: one row of `block_bytes` after the other."""
         return self._shared.host.memory
 
-    def tell_overwritten(self, call: Overwrite) -> None:
+    @property
+    def block_bytes(self) -> int:
+        return self._shared.device.block_bytes
+
+    def tell_overwritten(self, call: Overwrite | None) -> None:
         """Call with host rows before they are overwritten: no peer may take it for the old."""
         self._shared.on_overwrite = call
 
@@ -142,13 +146,13 @@ class TieredStore:
 
     def pin(self, hashes: Sequence[bytes]) -> Pin:
         """Keep the first blocks of a chain that are on the host, as far as `pin_share` allows."""
-        shared = self._shared
-        with shared.lock:
-            most = int(shared.host.num_blocks * self.config.host.pin_share) - shared.num_kept
-            count = max(0, min(most, shared.host.cache.num_cached(hashes)))
-            entries = [shared.host.cache.pin(key) for key in hashes[:count]]
-            shared.num_kept += count
-        return Pin(shared, entries)
+        with self._shared.lock:
+            return self._pin(hashes[: self._shared.host.cache.num_cached(hashes)])
+
+    def pin_each(self, hashes: Sequence[bytes]) -> Pin:
+        """Keep those blocks that are on the host, gaps or not, as far as `pin_share` allows."""
+        with self._shared.lock:
+            return self._pin([key for key in hashes if key in self._shared.host.cache])
 
     def clear(self) -> None:
         """Forget all blocks, also on disk: the weights are new. Ends what is under way."""
@@ -202,6 +206,13 @@ class TieredStore:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _pin(self, hashes: Sequence[bytes]) -> Pin:
+        shared = self._shared
+        most = int(shared.host.num_blocks * self.config.host.pin_share) - shared.num_kept
+        entries = [shared.host.cache.pin(key) for key in hashes[: max(0, most)]]
+        shared.num_kept += len(entries)
+        return Pin(shared, entries)
 
     def _look(self) -> None:
         with self._shared.lock:

@@ -147,5 +147,5 @@ ALL = [HostOnly, SmallDisk, SmallDiskByFrequency, WrittenOnArrival, LargeDisk]
 @pytest.mark.parametrize("lives", [*ALL, LargeDiskWrittenOnArrival], ids=lambda c: c.__name__)
 def test_blocks_are_right_books_exact_and_pins_hold_in_random_lives(lives, tools):
     case = type("Case", (lives,), {"tools": tools}).TestCase
-    case.settings = settings(max_examples=30, stateful_step_count=30, deadline=None)
+    case.settings = settings(max_examples=20, stateful_step_count=30, deadline=None)
     case("runTest").runTest()
