@@ -7,7 +7,7 @@ import asyncio
 import logging
 import queue
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -21,6 +21,7 @@ from stafette.workers.stats import EngineStats
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 JOIN_TIMEOUT_S = 30.0
+_STALLED_S = 0.002  # between two steps that can do nothing
 
 
 class AsyncEngine:
@@ -41,10 +42,10 @@ class AsyncEngine:
         engine = await asyncio.to_thread(build_engine, config)
         return cls(engine, asyncio.get_running_loop())
 
-    async def generate(self, request: Request) -> AsyncIterator[OutputDelta]:
+    async def generate(self, request: Request) -> AsyncGenerator[OutputDelta, None]:
         """Yield what each step adds; leaving early, by break or cancellation, aborts it."""
         self._raise_if_dead()
-        await self._check(request)
+        await self.check(request)
         stream = self._open_stream(request)
         self._inbox.put(lambda: self._add(request))
         try:
@@ -73,6 +74,10 @@ class AsyncEngine:
 
     async def call(self, function: Callable[[Engine], Result]) -> Result:
         """Run something on the engine between two steps, in its thread."""
+        return await self.ask(lambda engine, reply: reply(function(engine)))
+
+    async def ask(self, begin: Callable[[Engine, Callable[[Result], None]], None]) -> Result:
+        """Like `call`, for what takes longer: any thread may call `reply` with the answer."""
         self._raise_if_dead()
         answer: asyncio.Future[Result] = self._loop.create_future()
         self._calls.add(answer)
@@ -80,14 +85,16 @@ class AsyncEngine:
 
         def run() -> None:
             try:
-                result = function(self.engine)
+                begin(self.engine, lambda result: self._tell(_set_result, answer, result))
             except Exception as error:
                 self._tell(_set_exception, answer, error)
-            else:
-                self._tell(_set_result, answer, result)
 
         self._inbox.put(run)
         return await answer
+
+    def post(self, function: Callable[[], None]) -> None:
+        """Run something soon, between two steps, in the engine's thread. Any thread may call."""
+        self._inbox.put(function)
 
     def stats(self) -> EngineStats:
         return self.engine.stats()
@@ -102,7 +109,7 @@ class AsyncEngine:
         await asyncio.to_thread(self._thread.join, JOIN_TIMEOUT_S)
         self._fail(EngineDead("engine", "closed", "start another one"))
 
-    async def _check(self, request: Request) -> None:
+    async def check(self, request: Request) -> None:
         """Refuse a wrong request. A grammar may take long to compile: not on the event loop."""
         if request.params.structured is None:
             self.engine.check(request)
@@ -139,12 +146,21 @@ class AsyncEngine:
 
     def _take_commands(self) -> bool:
         """Run what waits; sleep only when there is nothing to do. False: the end."""
-        while not self._inbox.empty() or not self.engine.has_work:
-            command = self._inbox.get()
+        while True:
+            try:
+                command = self._next_command()
+            except queue.Empty:
+                return True
             if command is None:
                 return False
             command()
-        return True
+
+    def _next_command(self) -> Callable[[], None] | None:
+        if not self.engine.has_work:
+            return self._inbox.get()
+        if self.engine.is_stalled:  # whoever holds its blocks may give them back by a command
+            return self._inbox.get(timeout=_STALLED_S)
+        return self._inbox.get_nowait()
 
     def _add(self, request: Request) -> None:
         try:

@@ -84,7 +84,7 @@ def _assemble(
         pool=pool,
         kv_events=events,
         scheduler=scheduler,
-        executor=Executor(runner, Sampler(eos, grammars, config.seed)),
+        executor=Executor(runner, Sampler(eos, grammars, config.seed), config.share_kv_memory),
         tokenizer=tokenizer,
         grammars=grammars,
     )

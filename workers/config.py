@@ -35,6 +35,7 @@ class EngineConfig:
     gpu_memory_utilization: float = 0.9  # of the device; on a CPU, of the memory that is free
     enable_prefix_caching: bool = True
     prefix_cache_key: str = ""  # the cluster's secret: keys the block hashes
+    share_kv_memory: bool = False  # let a transfer agent offer the pool to other engines
 
     # scheduling
     max_num_batched_tokens: int = 2048

@@ -48,13 +48,18 @@ class EngineParts:
 
 
 class Engine:
-    """Joins its parts. `on_kv_events` is called after each step that changed what is cached."""
+    """Joins its parts. `on_kv_events` is called after each step that changed what is cached.
+
+    `after_step` is called after every step, also after one that could do nothing.
+    """
 
     def __init__(self, config: EngineConfig, parts: EngineParts) -> None:
         self.config = config
         self.pool = parts.pool
         self.kv_events = parts.kv_events
         self.on_kv_events: Callable[[EventBatch], None] = lambda batch: None
+        self.after_step: Callable[[], None] = lambda: None
+        self.is_stalled = False  # the last step found work, but no blocks for it: others hold them
         self.scheduler = parts.scheduler
         self.executor = parts.executor
         self.tokenizer = parts.tokenizer
@@ -63,6 +68,7 @@ class Engine:
         self._answers: dict[str, _Open] = {}  # by request id
         self._device = ThreadPoolExecutor(1, thread_name_prefix="stafette-device")
         self._in_flight: deque[tuple[Batch, Future[StepOutput]]] = deque()
+        self._awaiting: list[tuple[int, Callable[[], None]]] = []  # until which batch is settled
         self._depth = 2 if config.async_scheduling else 1
         self._next_seq_id = 0
         self._clock = StepClock()
@@ -117,16 +123,35 @@ class Engine:
         """Send what can be sent, wait for the oldest batch, return what it brought."""
         self._raise_if_ended()
         self._launch()
-        if not self._in_flight:
-            return []
-        batch, future = self._in_flight[0]
-        output = self._wait_for(future)
-        self._in_flight.popleft()  # only now: who interrupts the wait may step again
-        self._clock.record(batch.num_tokens, output.seconds)
-        deltas = self._settle(batch, output)
+        self.is_stalled = not self._in_flight and self.scheduler.has_work
+        deltas = self._advance() if self._in_flight else []
+        self.after_step()
+        self.tell_kv_events()
+        return deltas
+
+    def tell_kv_events(self) -> None:
+        """Pass on what has changed in the cache since the last time."""
         if events := self.kv_events.flush():
             self.on_kv_events(events)
-        return deltas
+
+    def when_settled(self, call: Callable[[], None]) -> None:
+        """Call back when the batches that are on their way now are settled; at once without any."""
+        if self._in_flight:
+            self._awaiting.append((self._in_flight[-1][0].step, call))
+        else:
+            call()
+
+    def prompt_hashes(self, request: Request) -> tuple[tuple[bytes, ...], Extras]:
+        """Return the hashes under which a prompt's blocks are found, and what else is in them."""
+        extras = self._extras(request)
+        return tuple(self.scheduler.prompt_hashes(request.prompt_token_ids, extras)), extras
+
+    def is_waiting(self, request_id: str) -> bool | None:
+        """Whether a request was not admitted yet; None: it is not here."""
+        answers = self._answers.get(request_id)
+        if answers is None:
+            return None
+        return not any(map(self.scheduler.was_admitted, answers.seq_ids))
 
     def logits(self, token_ids: list[int]) -> torch.Tensor:
         """Return the logits after every token, float32 [tokens, vocab]. For checks."""
@@ -175,6 +200,17 @@ class Engine:
             future = self._device.submit(partial(self.executor.execute, batch))
             self._in_flight.append((batch, future))
 
+    def _advance(self) -> list[OutputDelta]:
+        """Wait for the oldest batch; return what it brought."""
+        batch, future = self._in_flight[0]
+        output = self._wait_for(future)
+        self._in_flight.popleft()  # only now: who interrupts the wait may step again
+        self._clock.record(batch.num_tokens, output.seconds)
+        deltas = self._settle(batch, output)
+        while self._awaiting and self._awaiting[0][0] <= batch.step:
+            self._awaiting.pop(0)[1]()
+        return deltas
+
     def _wait_for(self, future: Future[StepOutput]) -> StepOutput:
         try:
             return future.result()
@@ -212,11 +248,14 @@ class Engine:
         if params.seed is not None and index:
             params = dataclasses.replace(params, seed=params.seed + index)
         self._next_seq_id += 1
-        adapter = self.adapters.find(request.lora)
         seq = Sequence.of(request, params, self._next_seq_id)
-        seq.lora_slot = adapter.slot
-        seq.extras = Extras(lora=adapter.identity, salt=request.cache_salt or "")
+        seq.lora_slot = self.adapters.find(request.lora).slot
+        seq.extras = self._extras(request)
         return seq
+
+    def _extras(self, request: Request) -> Extras:
+        identity = self.adapters.find(request.lora).identity
+        return Extras(lora=identity, salt=request.cache_salt or "")
 
 
 @dataclass(slots=True)

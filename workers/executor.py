@@ -20,10 +20,14 @@ _SCRATCH = -1  # a sequence that the sampler never hears of
 
 
 class Executor:
-    """Owns the runner and the sampler; used by one thread at a time."""
+    """Owns the runner and the sampler; used by one thread at a time.
 
-    def __init__(self, runner: Runner, sampler: Sampler) -> None:
+    With `shares_kv` a step has ended only when others can read what it wrote.
+    """
+
+    def __init__(self, runner: Runner, sampler: Sampler, shares_kv: bool = False) -> None:
         self.runner = runner
+        self.shares_kv = shares_kv
         self.sampler = sampler
         self._last_token: dict[int, int] = {}
         self._prompts: dict[int, _PromptScores] = {}  # of sequences that want prompt_logprobs
@@ -37,6 +41,8 @@ class Executor:
         sampled, failed = self.sampler.sample(tensors.logits, plan.sample_rows)
         for seq_id, result in sampled.items():
             self._last_token[seq_id] = result.token_ids[-1]
+        if self.shares_kv:
+            self.runner.wait_for_kv()
         return StepOutput(
             step=batch.step,
             sampled=sampled,

@@ -5,7 +5,7 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from stafette.kvtransfer.blocks import BlockHasher
+from stafette.kvtransfer.blocks import BlockHasher, Extras
 from stafette.workers.batch import Batch, NewSeq, Sampled, SeqStep, StepOutput
 from stafette.workers.config import EngineConfig
 from stafette.workers.errors import ConfigError, RequestError
@@ -146,6 +146,15 @@ class Scheduler:
         if seq is not None:
             self._finish(seq, "abort")
         return seq is not None
+
+    def was_admitted(self, seq_id: int) -> bool:
+        """Whether a sequence runs, or did before it was preempted."""
+        seq = self._seqs[seq_id]
+        return seq.status is Status.RUNNING or seq.num_preemptions > 0
+
+    def prompt_hashes(self, token_ids: list[int], extras: Extras) -> list[bytes]:
+        """Return the hashes under which the blocks of a prompt are found."""
+        return self._tables.prompt_hashes(token_ids, extras)
 
     def next_batch(self) -> Batch | None:
         """Decode what runs, go on with its prompts, admit others with what is left of the budget.

@@ -1,6 +1,6 @@
 """Block tables: gives sequences their blocks, and lets what they have computed be found again."""
 
-from stafette.kvtransfer.blocks import ROOT, BlockHasher
+from stafette.kvtransfer.blocks import ROOT, BlockHasher, Extras
 from stafette.workers.kvcache.pool import BlockPool
 from stafette.workers.sequence import Sequence
 
@@ -21,6 +21,12 @@ class BlockTables:
 
     def num_blocks(self, num_tokens: int) -> int:
         return -(-num_tokens // self.pool.block_size)
+
+    def prompt_hashes(self, token_ids: list[int], extras: Extras) -> list[bytes]:
+        """Return the hashes of the blocks that a prompt may begin with: not of its last token's."""
+        size = self.pool.block_size
+        findable = (len(token_ids) - 1) // size * size
+        return self._hasher.hash_blocks(token_ids[:findable], ROOT, extras)
 
     def hash_known(self, seq: Sequence) -> None:
         """Hash the blocks that are full of known tokens."""

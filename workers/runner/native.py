@@ -8,6 +8,7 @@ import numpy as np
 import psutil
 import torch
 
+from stafette.kvtransfer.memory import SharedMemory
 from stafette.workers.config import EngineConfig
 from stafette.workers.errors import ConfigError, OutOfMemory
 from stafette.workers.models.spec import ModelSpec
@@ -63,6 +64,7 @@ class _Resources:
         self.weights: NativeWeights | None = None
         self.decoder: Decoder | None = None
         self.pool: torch.Tensor | None = None
+        self.shared: SharedMemory | None = None  # what the pool lies in, when others may map it
 
     def close(self) -> None:
         if self.decoder is not None:
@@ -70,7 +72,13 @@ class _Resources:
         if self.weights is not None:
             self.weights.close()
         self.team.close()
+        self.drop_pool()
+
+    def drop_pool(self) -> None:
         self.pool = None
+        if self.shared is not None:
+            self.shared.close()
+            self.shared = None
 
 
 class NativeRunner(Runner):
@@ -96,15 +104,21 @@ class NativeRunner(Runner):
 
     def allocate_kv(self, num_blocks: int) -> None:
         self._team.quiesce()
-        self._held.pool = None
+        self._held.drop_pool()
         size = num_blocks * self.kv_layout.block_bytes
         free = psutil.virtual_memory().available
         if size > free:
             fitting = free // self.kv_layout.block_bytes
             remedy = f"the pool does not fit; lower it to {fitting}"
             raise OutOfMemory("num_kv_blocks", num_blocks, remedy)
-        flat = torch.frombuffer(_zeroed(size), dtype=_KV_DTYPES[self.kv_layout.dtype])
+        if self.config.share_kv_memory:
+            self._held.shared = SharedMemory("kv", size, huge_pages=True)
+        buffer = self._held.shared.array if self._held.shared is not None else _zeroed(size)
+        flat = torch.frombuffer(buffer, dtype=_KV_DTYPES[self.kv_layout.dtype])
         self._held.pool = flat.view(num_blocks, *self.kv_layout.shape)
+
+    def kv_memory(self) -> object:
+        return self._held.shared or self.kv_pool()
 
     def kv_pool(self) -> torch.Tensor:
         assert self._held.pool is not None, "allocate_kv comes first"

@@ -93,6 +93,15 @@ class Runner(ABC):
     def kv_pool(self) -> torch.Tensor:
         """Return the pool, [num_blocks, *kv_layout.shape]: what transfers read and write."""
 
+    def kv_memory(self) -> object:
+        """Return the pool as a transfer agent takes it: with `share_kv_memory`, best for peers."""
+        return self.kv_pool()
+
+    def wait_for_kv(self) -> None:
+        """Return when all that the steps so far have written to the pool can be read by others."""
+        if self.device.type == "cuda":
+            torch.cuda.current_stream(self.device).synchronize()
+
     @abstractmethod
     def forward(self, inputs: StepInputs) -> StepTensors:
         """Run one step: write its KV, return the logits that were asked for."""

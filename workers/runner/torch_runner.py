@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 
+from stafette.kvtransfer.memory import SharedMemory
 from stafette.workers.attention.backend import AttentionBackend, AttentionMetadata, AttentionShape
 from stafette.workers.attention.registry import choose
 from stafette.workers.config import EngineConfig
@@ -52,6 +53,7 @@ class TorchRunner(Runner):
         self.attention = self._backend()
         self._adapters: dict[int, Adapter] = {}
         self._pool: torch.Tensor | None = None
+        self._shared: SharedMemory | None = None  # what the pool lies in, when others may map it
         self._layers: list[torch.Tensor] = []
         self._graphs: DecodeGraphs | None = None
 
@@ -59,14 +61,20 @@ class TorchRunner(Runner):
         return max(0, free_device_bytes(self.device) - self._activation_bytes())
 
     def allocate_kv(self, num_blocks: int) -> None:
-        self._pool, self._layers, self._graphs = None, [], None
+        self._drop_pool()
         free = free_device_bytes(self.device)
         if num_blocks * self.kv_layout.block_bytes > free:
             raise _too_many_blocks(num_blocks, free // self.kv_layout.block_bytes)
         shape, dtype = (num_blocks, *self.kv_layout.shape), TORCH_DTYPES[self.kv_layout.dtype]
         try:
             # Zeros: a masked row's share is 0, and 0 times what was never written must be 0.
-            self._pool = torch.zeros(shape, dtype=dtype, device=self.device)
+            if self.config.share_kv_memory and self.device.type == "cpu":
+                self._shared = SharedMemory(
+                    "kv", num_blocks * self.kv_layout.block_bytes, huge_pages=True
+                )
+                self._pool = torch.from_numpy(self._shared.array).view(dtype).view(shape)
+            else:
+                self._pool = torch.zeros(shape, dtype=dtype, device=self.device)
         except RuntimeError as error:
             raise _too_many_blocks(num_blocks, num_blocks // 2) from error
         self._layers = list(self._pool.unbind(1))
@@ -74,6 +82,9 @@ class TorchRunner(Runner):
     def kv_pool(self) -> torch.Tensor:
         assert self._pool is not None, "allocate_kv comes first"
         return self._pool
+
+    def kv_memory(self) -> object:
+        return self._shared or self.kv_pool()
 
     def forward(self, inputs: StepInputs) -> StepTensors:
         try:
@@ -105,7 +116,7 @@ class TorchRunner(Runner):
             self._graphs.capture()
 
     def close(self) -> None:
-        self._pool, self._layers, self._graphs = None, [], None
+        self._drop_pool()
         if hasattr(self, "model"):
             del self.model
         if self.device.type == "cuda":
@@ -139,6 +150,12 @@ class TorchRunner(Runner):
         cos, sin = self.model.rope.angles(batch.positions, self.dtype)
         step = Step(cos, sin, self._layers, self.attention, batch.meta, adapters)
         return self.model.hidden(batch.token_ids, step)
+
+    def _drop_pool(self) -> None:
+        self._pool, self._layers, self._graphs = None, [], None
+        if self._shared is not None:
+            self._shared.close()
+            self._shared = None
 
     def _forward(self, inputs: StepInputs) -> StepTensors:
         if self.device.type == "cpu":

@@ -1,0 +1,143 @@
+"""Engines in processes of their own, which hand over KV to each other."""
+
+import json
+import queue
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+PROCESS = Path(__file__).with_name("engine_process.py")
+PATIENCE_S = 120.0
+FLAGS = {
+    "max_num_seqs": 8,
+    "max_model_len": 1024,
+    "num_kv_blocks": 256,
+    "max_num_batched_tokens": 64,  # so that a prompt is computed in several chunks
+    "num_threads": 1,
+}
+
+
+class Refused(Exception):
+    """What a command of the engine's process raised."""
+
+
+class Pending:
+    """The answer to a command, later."""
+
+    def __init__(self) -> None:
+        self._told: queue.Queue[dict] = queue.Queue()
+
+    def put(self, told: dict) -> None:
+        self._told.put(told)
+
+    def get(self) -> Any:
+        told = self._told.get(timeout=PATIENCE_S)
+        if "error" in told:
+            raise Refused(told["error"])
+        return told["result"]
+
+
+class EngineProcess:
+    def __init__(self, name: str, transport: str, **settings) -> None:
+        self.name = name
+        flags = FLAGS | settings.pop("flags", {})
+        told = {"name": name, "transports": [transport], "flags": flags, **settings}
+        self.process = subprocess.Popen(
+            [sys.executable, "-P", str(PROCESS), json.dumps(told)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self._numbers = count(1)
+        self._pending = {0: Pending()}
+        self._listener = threading.Thread(target=self._listen, daemon=True)
+        self._listener.start()
+
+    @property
+    def metadata(self) -> str:
+        if not hasattr(self, "_metadata"):
+            self._metadata = self._pending[0].get()
+        return self._metadata
+
+    def ask(self, op: str, **arguments) -> Pending:
+        number = next(self._numbers)
+        answer = self._pending[number] = Pending()
+        command = json.dumps({"id": number, "op": op, **arguments})
+        self.process.stdin.write(command + "\n")
+        self.process.stdin.flush()
+        return answer
+
+    def __call__(self, op: str, **arguments):
+        return self.ask(op, **arguments).get()
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait(PATIENCE_S)
+
+    def close(self) -> int:
+        """End it as it should end; return its exit status."""
+        self.process.stdin.close()
+        try:
+            return self.process.wait(PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            raise
+        finally:
+            self._listener.join(PATIENCE_S)
+            self.process.stdout.close()
+
+    def _listen(self) -> None:
+        for line in self.process.stdout:
+            told = json.loads(line)
+            self._pending[told["id"]].put(told)
+
+
+def wait_until(condition, what: str = "it") -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline, f"{what} did not come about"
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="session")
+def until():
+    return wait_until
+
+
+@pytest.fixture
+def start() -> Iterator:
+    """Start engines that know each other."""
+    started: list[EngineProcess] = []
+
+    def start(transport: str, *names: str, **settings) -> list[EngineProcess]:
+        engines = [EngineProcess(name, transport, **settings) for name in names]
+        started.extend(engines)
+        for one in engines:
+            for other in engines:
+                if one is not other:
+                    one("add_peer", metadata=other.metadata)
+        return engines
+
+    yield start
+    for engine in started:
+        if engine.process.poll() is None:
+            assert engine.close() == 0
+        else:
+            engine.process.stdin.close()
+            engine.process.stdout.close()
+
+
+@pytest.fixture(scope="module", params=["shm", "tcp"])
+def lasting(request) -> Iterator[tuple[EngineProcess, EngineProcess]]:
+    """Return (prefill, decode), which many tests use and none of them breaks."""
+    prefill, decode = (EngineProcess(name, request.param) for name in ("prefill", "decode"))
+    prefill("add_peer", metadata=decode.metadata)
+    yield prefill, decode
+    assert [prefill.close(), decode.close()] == [0, 0]
