@@ -14,6 +14,7 @@
 #include <cerrno>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 
 extern "C" {
 
@@ -181,7 +182,7 @@ extern "C" {
 
 // Receives the bytes of one job, from frame to frame, until something else comes; with no `into`,
 // waits for a header. A complete header that is not of this job stays in `in`: kFrame.
-__attribute__((visibility("default"))) int stafette_receive(stafette_incoming* in,
+__attribute__((visibility("default"))) int stafette_receive_1(stafette_incoming* in,
                                                             stafette_ranges* into, uint64_t job,
                                                             const volatile int32_t* stop,
                                                             int wants_to_send, int timeout_ms,
@@ -218,9 +219,22 @@ __attribute__((visibility("default"))) int stafette_receive(stafette_incoming* i
   }
 }
 
+// Copies the next bytes one behind the other, and counts them as done.
+__attribute__((visibility("default"))) void stafette_gather_1(stafette_ranges* from, uint8_t* into,
+                                                            uint64_t num_bytes) {
+  while (num_bytes > 0 && from->index < from->count) {
+    const uint64_t size = std::min(from->lengths[from->index] - from->within, num_bytes);
+    memcpy(into, from->base + from->offsets[from->index] + from->within, size);
+    advance(*from, size);
+    if (size == 0) ++from->index;
+    into += size;
+    num_bytes -= size;
+  }
+}
+
 // Sends a job's next bytes in frames, until all are sent, the peer says something, or the time is
 // over. A frame that is not taken in time ends it: kTimedOut.
-__attribute__((visibility("default"))) int stafette_send(int fd, stafette_ranges* from, uint64_t job,
+__attribute__((visibility("default"))) int stafette_send_1(int fd, stafette_ranges* from, uint64_t job,
                                                          uint32_t frame_bytes, int timeout_ms,
                                                          int slice_ms) {
   const int64_t end_ms = now_ms() + slice_ms;

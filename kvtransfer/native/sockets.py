@@ -1,4 +1,7 @@
-"""The native loops that move bytes between sockets and memory."""
+"""The native loops that move bytes between sockets and memory.
+
+The number behind their names grows when their arguments change: an older library is not used then.
+"""
 
 import ctypes
 from functools import cache
@@ -12,12 +15,14 @@ _NAME = "_moving"
 def load() -> ctypes.CDLL | None:
     """Return the library, or None where it was not built."""
     library = loading.load(_NAME)
-    if library is None or not hasattr(library, "stafette_receive"):
+    if library is None or not hasattr(library, "stafette_receive_1"):
         return None
     place, number, long_number = ctypes.c_void_p, ctypes.c_int, ctypes.c_uint64
-    library.stafette_receive.argtypes = [place, place, long_number, place, number, number, number]
-    library.stafette_receive.restype = number
+    library.stafette_receive_1.argtypes = [place, place, long_number, place, number, number, number]
+    library.stafette_receive_1.restype = number
+    library.stafette_gather_1.argtypes = [place, place, long_number]
+    library.stafette_gather_1.restype = None
     size = ctypes.c_uint32
-    library.stafette_send.argtypes = [number, place, long_number, size, number, number]
-    library.stafette_send.restype = number
+    library.stafette_send_1.argtypes = [number, place, long_number, size, number, number]
+    library.stafette_send_1.restype = number
     return library

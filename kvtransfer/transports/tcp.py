@@ -25,8 +25,8 @@ from stafette.kvtransfer.transports.tcp_config import TcpConfig
 from stafette.kvtransfer.transports.tcp_counters import TcpCounters, TcpTally
 from stafette.kvtransfer.transports.tcp_link import TcpLink
 from stafette.kvtransfer.transports.tcp_owner import OwnerEnd
-from stafette.kvtransfer.transports.tcp_session import Way
 from stafette.kvtransfer.transports.tcp_tasks import SOURCES
+from stafette.kvtransfer.transports.tcp_way import Way
 from stafette.kvtransfer.transports.tcp_wire import Wire, wire_of
 
 _log = logging.getLogger(__name__)

@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 from stafette.kvtransfer.transport import Link, ReadJob
 from stafette.kvtransfer.transports.tcp_parts import Part, Work, cut
-from stafette.kvtransfer.transports.tcp_session import Way
 from stafette.kvtransfer.transports.tcp_stream import Stream
+from stafette.kvtransfer.transports.tcp_way import Way
 
 
 class TcpLink(Link):
@@ -18,7 +18,7 @@ class TcpLink(Link):
         self._works: dict[int, Work] = {}  # by the id of the job
 
     def start(self, job: ReadJob) -> None:
-        work = Work(job, self._way.peer, self._forget)
+        work = Work(job, self._way, self._forget)
         parts = work.parts = self._parts(work)
         work.num_parts = len(parts)
         self._works[id(job)] = work

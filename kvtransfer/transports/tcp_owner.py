@@ -89,7 +89,7 @@ class OwnerEnd:
             raise MalformedMessage("number", f"one that is not under way, not {request.number}")
         try:
             self._check_room(request)
-            self._tasks[request.number] = open_task(request, self._peer, self._ours)
+            self._tasks[request.number] = open_task(request, self._peer, self._ours, self._config)
         except KvTransferError as error:
             self._tally.refused(error)
             self._send(failed(request.number, error))
@@ -114,7 +114,7 @@ class OwnerEnd:
             if before <= _AT_ONCE_BYTES:
                 rest = task.take_rest()
             else:
-                task.send_some(self._wire, self._config, alone=len(self._tasks) == 1)
+                task.send_some(self._wire, alone=len(self._tasks) == 1)
             task.claim.check()  # what was read until now is good, or the job ends here
         except TransferError as error:
             self._tally.refused(error)

@@ -18,8 +18,10 @@ from stafette.kvtransfer.errors import (
 )
 from stafette.kvtransfer.extents import Extents
 from stafette.kvtransfer.transport import ReadJob
+from stafette.kvtransfer.transports.tcp_flow import Digest, Flow
 from stafette.kvtransfer.transports.tcp_frames import DONE, Header, Request, read_failure
-from stafette.kvtransfer.transports.tcp_ranges import Digest, Flow, Ranges
+from stafette.kvtransfer.transports.tcp_ranges import Ranges
+from stafette.kvtransfer.transports.tcp_way import Way
 
 _numbers = count(1)
 
@@ -34,9 +36,9 @@ class Carrier(Protocol):
 class Work:
     """A job and its parts. When one fails the others stop; the last one to end finishes the job."""
 
-    def __init__(self, job: ReadJob, peer: str, on_finished: Callable[[ReadJob], None]) -> None:
+    def __init__(self, job: ReadJob, way: Way, on_finished: Callable[[ReadJob], None]) -> None:
         self.job = job
-        self.peer = peer
+        self.way = way
         self.began = time.monotonic()
         self.stop = ctypes.c_int32(0)  # watched by native loops
         self.num_parts = 1
@@ -82,7 +84,7 @@ class Part:
         self.carrier = carrier
         self.num_extents = len(source)
         self.deadline = job.deadline
-        digest = Digest() if job.verify else None
+        digest = Digest(work.way.config.native) if job.verify else None
         self.flow = Flow(self.number, Ranges.of(job.local, into), digest, work.stop)
         grant = job.grant
         self.message = Request(
@@ -96,9 +98,9 @@ class Part:
     def why_over(self, now: float) -> TransferError | None:
         """Return why it should not go on, or None."""
         if self.work.stop.value:
-            return TransferCancelled(self.work.peer)
+            return TransferCancelled(self.work.way.peer)
         if now >= self.deadline:
-            return TransferTimedOut(self.work.peer, "reading", self.deadline - self.work.began)
+            return TransferTimedOut(self.work.way.peer, "reading", self.deadline - self.work.began)
         return None
 
     def verdict(self, header: Header, body: bytes) -> TransferError | None:
@@ -109,7 +111,7 @@ class Part:
             raise MalformedMessage("frame", f"{self.flow.ranges.left} more bytes of the job")
         digest = self.flow.digest
         if digest is not None and digest.value() != header.digest:
-            return ChecksumMismatch(self.work.peer, self.work.job.remote.name)
+            return ChecksumMismatch(self.work.way.peer, self.work.job.remote.name)
         return None
 
     def finish(self, error: TransferError | None) -> None:

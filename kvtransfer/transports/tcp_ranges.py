@@ -1,10 +1,8 @@
-"""Where the next byte of a job lies, in this process's memory; and the digest of what went by."""
+"""Where the next byte of a job lies, in this process's memory."""
 
 import ctypes
-from dataclasses import dataclass, field
 
 import numpy as np
-import xxhash
 
 from stafette.kvtransfer.extents import Extents
 from stafette.kvtransfer.memory import Bytes
@@ -97,50 +95,3 @@ class Ranges(ctypes.Structure):
         """Return the offsets and the lengths."""
         offsets, lengths = self._words
         return memoryview(offsets).cast("Q"), memoryview(lengths).cast("Q")
-
-
-class Digest:
-    """xxh3 of a job's bytes, taken in while they are still in the cache."""
-
-    def __init__(self) -> None:
-        self._hash = xxhash.xxh3_64()
-        self._behind: Ranges | None = None
-
-    def follow(self, ranges: Ranges) -> None:
-        """From here on `catch_up` takes in what goes by in these ranges."""
-        self._behind = ranges.copy()
-
-    def catch_up(self, ranges: Ranges) -> None:
-        behind = self._behind
-        assert behind is not None, "it follows some ranges"
-        while (most := behind.left - ranges.left) > 0:
-            views = behind.views(most)
-            for view in views:
-                self._hash.update(view)
-            behind.advance(sum(map(len, views)))
-
-    def update(self, data: bytes) -> None:
-        """Take in bytes that do not go by in the ranges."""
-        self._hash.update(data)
-
-    def value(self) -> int:
-        return self._hash.intdigest()
-
-
-@dataclass(slots=True, eq=False)
-class Flow:
-    """The bytes of one job on one connection."""
-
-    number: int  # by which both sides know it
-    ranges: Ranges
-    digest: Digest | None = None  # of a job that is verified
-    stop: ctypes.c_int32 = field(default_factory=lambda: ctypes.c_int32(0))  # 1: no more bytes
-
-    def __post_init__(self) -> None:
-        if self.digest is not None:
-            self.digest.follow(self.ranges)
-
-    def passed(self) -> None:
-        """Bytes have gone by."""
-        if self.digest is not None:
-            self.digest.catch_up(self.ranges)

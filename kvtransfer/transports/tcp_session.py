@@ -9,33 +9,20 @@ import os
 import threading
 import time
 from contextlib import suppress
-from dataclasses import dataclass
 
 import numpy as np
 
 from stafette.kvtransfer.errors import MalformedMessage, TransferError
-from stafette.kvtransfer.transport import PeerControl
 from stafette.kvtransfer.transports.tcp_books import Books, Place
-from stafette.kvtransfer.transports.tcp_config import TcpConfig
-from stafette.kvtransfer.transports.tcp_counters import TcpTally
+from stafette.kvtransfer.transports.tcp_flow import Flow
 from stafette.kvtransfer.transports.tcp_frames import DATA, Cancel, Header
 from stafette.kvtransfer.transports.tcp_parts import Part
-from stafette.kvtransfer.transports.tcp_ranges import Flow, Ranges
+from stafette.kvtransfer.transports.tcp_ranges import Ranges
+from stafette.kvtransfer.transports.tcp_way import Way
 from stafette.kvtransfer.transports.tcp_wire import Outcome, wire_of
 
 _LONGEST_PAUSE_S = 3.0  # after which an idle thread looks whether a deadline is near
 _SCRATCH = np.empty(64 << 10, np.uint8)  # for bytes that nobody wants; nobody reads it
-
-
-@dataclass(frozen=True, slots=True)
-class Way:
-    """What all connections to one peer share."""
-
-    peer: str
-    control: PeerControl
-    config: TcpConfig
-    tally: TcpTally
-    max_requests: int  # the lower limit of both sides
 
 
 class Session:

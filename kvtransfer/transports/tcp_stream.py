@@ -13,7 +13,8 @@ from stafette.kvtransfer.errors import (
 )
 from stafette.kvtransfer.transports.tcp_books import Books, Place
 from stafette.kvtransfer.transports.tcp_parts import Part
-from stafette.kvtransfer.transports.tcp_session import Session, Way
+from stafette.kvtransfer.transports.tcp_session import Session
+from stafette.kvtransfer.transports.tcp_way import Way
 
 _log = logging.getLogger(__name__)
 

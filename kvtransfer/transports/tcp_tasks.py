@@ -12,20 +12,22 @@ from stafette.kvtransfer.memory import Bytes
 from stafette.kvtransfer.regions import RegionKind
 from stafette.kvtransfer.transport import Claim, PeerInfo, Surroundings
 from stafette.kvtransfer.transports.tcp_config import TcpConfig
+from stafette.kvtransfer.transports.tcp_flow import Digest, Flow
 from stafette.kvtransfer.transports.tcp_frames import DATA, Header, Request
-from stafette.kvtransfer.transports.tcp_ranges import Digest, Flow, Ranges
+from stafette.kvtransfer.transports.tcp_ranges import Ranges
 from stafette.kvtransfer.transports.tcp_wire import Wire
 
 
 class Task(ABC):
     """Sends what one request asked for, piece by piece; holds the claim until it is released."""
 
-    def __init__(self, request: Request, claim: Claim, hold: ExitStack) -> None:
+    def __init__(self, request: Request, claim: Claim, hold: ExitStack, config: TcpConfig) -> None:
         self.number = request.number
         self.num_extents = len(request.source)
         self.claim = claim
         self._hold = hold
-        self._digest = Digest() if request.verify else None
+        self._config = config
+        self._digest = Digest(config.native) if request.verify else None
 
     @property
     @abstractmethod
@@ -33,7 +35,7 @@ class Task(ABC):
         """How many bytes are still to be sent."""
 
     @abstractmethod
-    def send_some(self, wire: Wire, config: TcpConfig, alone: bool) -> None:
+    def send_some(self, wire: Wire, alone: bool) -> None:
         """Send the next frame, or more of them when nobody else waits."""
 
     @abstractmethod
@@ -57,8 +59,8 @@ class Task(ABC):
 class HostTask(Task):
     """Memory is sent from where it lies."""
 
-    def __init__(self, request: Request, claim: Claim, hold: ExitStack) -> None:
-        super().__init__(request, claim, hold)
+    def __init__(self, request: Request, claim: Claim, hold: ExitStack, config: TcpConfig) -> None:
+        super().__init__(request, claim, hold, config)
         ranges = Ranges.of(claim.region, request.source)
         self._flow = Flow(request.number, ranges, self._digest)
 
@@ -66,7 +68,8 @@ class HostTask(Task):
     def left(self) -> int:
         return self._flow.ranges.left
 
-    def send_some(self, wire: Wire, config: TcpConfig, alone: bool) -> None:
+    def send_some(self, wire: Wire, alone: bool) -> None:
+        config = self._config
         wire.send_frames(self._flow, config.frame_bytes, config.stall_timeout_s, alone)
         self._flow.passed()
 
@@ -77,8 +80,8 @@ class HostTask(Task):
 class FileTask(Task):
     """A file is read into a buffer, a frame at a time, and sent from there."""
 
-    def __init__(self, request: Request, claim: Claim, hold: ExitStack) -> None:
-        super().__init__(request, claim, hold)
+    def __init__(self, request: Request, claim: Claim, hold: ExitStack, config: TcpConfig) -> None:
+        super().__init__(request, claim, hold, config)
         region = claim.region
         self._name = region.name
         self._fd = os.dup(region.fd)  # its registrar may close it while we read
@@ -92,11 +95,11 @@ class FileTask(Task):
     def left(self) -> int:
         return self._left
 
-    def send_some(self, wire: Wire, config: TcpConfig, alone: bool) -> None:
-        buffer = np.empty(min(config.frame_bytes, self._left), np.uint8)
+    def send_some(self, wire: Wire, alone: bool) -> None:
+        buffer = np.empty(min(self._config.frame_bytes, self._left), np.uint8)
         self._fill(buffer)
         flow = Flow(self.number, Ranges.over(buffer, 0, len(buffer)), self._digest)
-        wire.send_frames(flow, len(buffer), config.stall_timeout_s, alone)
+        wire.send_frames(flow, len(buffer), self._config.stall_timeout_s, alone)
         flow.passed()
         self._left -= len(buffer)
 
@@ -132,7 +135,7 @@ _TASKS: Mapping[RegionKind, type[Task]] = {"host": HostTask, "file": FileTask}
 SOURCES = frozenset(_TASKS)
 
 
-def open_task(request: Request, peer: PeerInfo, ours: Surroundings) -> Task:
+def open_task(request: Request, peer: PeerInfo, ours: Surroundings, config: TcpConfig) -> Task:
     """Check what a peer asks for, and hold it; a typed error tells what is wrong."""
     if request.epoch != ours.epoch:
         raise StaleEpoch(ours.name, request.epoch, ours.epoch)
@@ -145,7 +148,7 @@ def open_task(request: Request, peer: PeerInfo, ours: Surroundings) -> Task:
         task = _TASKS.get(info.kind)
         if task is None:
             raise TransportUnavailable("tcp", ours.name, f"it does not send {info.kind} memory")
-        return task(request, claim, hold)
+        return task(request, claim, hold, config)
     except BaseException:
         hold.close()
         raise

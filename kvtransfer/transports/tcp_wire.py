@@ -16,8 +16,9 @@ from contextlib import suppress
 from enum import IntEnum
 
 from stafette.kvtransfer.native import sockets
+from stafette.kvtransfer.transports.tcp_flow import Flow
 from stafette.kvtransfer.transports.tcp_frames import DATA, HEADER_BYTES, Header
-from stafette.kvtransfer.transports.tcp_ranges import MAX_VECTORS, Flow, Ranges
+from stafette.kvtransfer.transports.tcp_ranges import MAX_VECTORS, Ranges
 
 RECV_BYTES = 64 << 10
 _SLICE_MS = 20  # after that long a loop returns, also when nothing else is to be done
@@ -64,6 +65,10 @@ class Wire:
         self._in = Incoming(connection.fileno(), wake_fd, 0, 0)
         self._header = memoryview(self._in.header).cast("B")
         self._wants_to_send = False  # before it can receive, as TLS may
+        self._waits = select.poll()
+        self._waits.register(connection, select.POLLIN)
+        if wake_fd >= 0:
+            self._waits.register(wake_fd, select.POLLIN)
 
     # Both sides
 
@@ -196,11 +201,8 @@ class Wire:
         self._poll(select.POLLOUT, left_s)
 
     def _poll(self, events: int, timeout_s: float | None) -> Outcome:
-        poll = select.poll()
-        poll.register(self._in.fd, events)
-        if self._in.wake_fd >= 0:
-            poll.register(self._in.wake_fd, select.POLLIN)
-        found = dict(poll.poll(_milliseconds(timeout_s)))
+        self._waits.modify(self._in.fd, events)
+        found = dict(self._waits.poll(_milliseconds(timeout_s)))
         if not found:
             return Outcome.TIMED_OUT
         woken = self._in.wake_fd in found or found[self._in.fd] & select.POLLOUT
@@ -227,8 +229,8 @@ class NativeWire(Wire):
 
     def __init__(self, library: ctypes.CDLL, connection: socket.socket, wake_fd: int = -1) -> None:
         super().__init__(connection, wake_fd)
-        self._run_receive = library.stafette_receive
-        self._run_send = library.stafette_send
+        self._run_receive = library.stafette_receive_1
+        self._run_send = library.stafette_send_1
         self._in_place = ctypes.byref(self._in)
 
     def send_frames(self, flow: Flow, frame_bytes: int, timeout_s: float, alone: bool) -> None:

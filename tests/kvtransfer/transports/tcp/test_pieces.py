@@ -9,6 +9,7 @@ from stafette.kvtransfer.errors import InvalidValue, MalformedMessage
 from stafette.kvtransfer.extents import MAX_EXTENTS, Extents
 from stafette.kvtransfer.transports.tcp_books import Books, Place
 from stafette.kvtransfer.transports.tcp_config import TcpConfig
+from stafette.kvtransfer.transports.tcp_flow import Digest, Flow
 from stafette.kvtransfer.transports.tcp_frames import (
     DATA,
     DONE,
@@ -18,7 +19,7 @@ from stafette.kvtransfer.transports.tcp_frames import (
     read_message,
 )
 from stafette.kvtransfer.transports.tcp_parts import cut
-from stafette.kvtransfer.transports.tcp_ranges import MAX_VECTORS, Digest, Flow, Ranges
+from stafette.kvtransfer.transports.tcp_ranges import MAX_VECTORS, Ranges
 
 POOL = np.random.default_rng(0).integers(0, 256, 10_000, np.uint8)
 some_ranges = st.lists(
@@ -104,9 +105,9 @@ def test_one_call_takes_no_more_ranges_than_the_kernel_does():
     assert job.take_rest() == content(ranges)
 
 
-@given(some_ranges, st.integers(1, 500))
-def test_digest_does_not_depend_on_the_steps(ranges, step):
-    whole, stepwise = Digest(), Digest()
+@given(some_ranges, st.integers(1, 500), st.booleans())
+def test_digest_does_not_depend_on_the_steps(ranges, step, native):
+    whole, stepwise = Digest(native), Digest(native)
     whole.update(content(ranges))
     flow = Flow(1, Ranges.of(Region, Extents.of("pool", ranges)), stepwise)
 
