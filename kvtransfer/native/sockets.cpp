@@ -1,9 +1,9 @@
 // Moves the bytes of jobs between sockets and scattered memory, without copies and without Python.
 //
-// What a socket carries is frames: a header, then as many bytes of one job as it says. The loops here
-// go on from frame to frame as long as nothing else comes, so that a long job takes few turns with
-// the interpreter's lock. Sockets are never waited for inside of a call on them: a thread that waits
-// can always be woken.
+// What a socket carries is frames: a header, then as many bytes of one job as it says. The loops
+// here go on from frame to frame as long as nothing else comes, so that a long job takes few turns
+// with the interpreter's lock. Sockets are never waited for inside of a call on them: a thread that
+// waits can always be woken.
 
 #include <poll.h>
 #include <sys/socket.h>
@@ -180,13 +180,14 @@ bool has_input(int fd) {
 
 extern "C" {
 
-// Receives the bytes of one job, from frame to frame, until something else comes; with no `into`,
-// waits for a header. A complete header that is not of this job stays in `in`: kFrame.
+// Receives the bytes of one job, from frame to frame, until something else comes or the time is
+// over; with a slice of 0, one frame. With no `into`, waits for a header. A complete header that is
+// not of this job stays in `in`: kFrame.
 __attribute__((visibility("default"))) int stafette_receive_1(stafette_incoming* in,
-                                                            stafette_ranges* into, uint64_t job,
-                                                            const volatile int32_t* stop,
-                                                            int wants_to_send, int timeout_ms,
-                                                            int slice_ms) {
+                                                              stafette_ranges* into, uint64_t job,
+                                                              const volatile int32_t* stop,
+                                                              int wants_to_send, int timeout_ms,
+                                                              int slice_ms) {
   const int64_t end_ms = now_ms() + slice_ms;
   for (;;) {
     while (in->frame_left > 0) {
@@ -195,6 +196,7 @@ __attribute__((visibility("default"))) int stafette_receive_1(stafette_incoming*
       if (got > 0) {
         in->frame_left -= uint32_t(got);
         advance(*into, uint64_t(got));
+        if (slice_ms > 0 && now_ms() >= end_ms) return kPaused;
         continue;
       }
       const int outcome = after_nothing(*in, got, wants_to_send, timeout_ms);
@@ -219,9 +221,9 @@ __attribute__((visibility("default"))) int stafette_receive_1(stafette_incoming*
   }
 }
 
-// Copies the next bytes one behind the other, and counts them as done.
+// Copies the next bytes, one range behind the other, and counts them as done.
 __attribute__((visibility("default"))) void stafette_gather_1(stafette_ranges* from, uint8_t* into,
-                                                            uint64_t num_bytes) {
+                                                              uint64_t num_bytes) {
   while (num_bytes > 0 && from->index < from->count) {
     const uint64_t size = std::min(from->lengths[from->index] - from->within, num_bytes);
     memcpy(into, from->base + from->offsets[from->index] + from->within, size);
@@ -234,9 +236,9 @@ __attribute__((visibility("default"))) void stafette_gather_1(stafette_ranges* f
 
 // Sends a job's next bytes in frames, until all are sent, the peer says something, or the time is
 // over. A frame that is not taken in time ends it: kTimedOut.
-__attribute__((visibility("default"))) int stafette_send_1(int fd, stafette_ranges* from, uint64_t job,
-                                                         uint32_t frame_bytes, int timeout_ms,
-                                                         int slice_ms) {
+__attribute__((visibility("default"))) int stafette_send_1(int fd, stafette_ranges* from,
+                                                           uint64_t job, uint32_t frame_bytes,
+                                                           int timeout_ms, int slice_ms) {
   const int64_t end_ms = now_ms() + slice_ms;
   while (from->left > 0) {
     const uint32_t body = uint32_t(std::min<uint64_t>(frame_bytes, from->left));
