@@ -1,0 +1,174 @@
+"""What a request costs on a target, in predicted milliseconds: its own wait, and that of others.
+
+Its own: until its turn, bringing cached blocks to the device, computing the rest. The others': who
+comes while the target is busy with it waits longer, and whoever decodes there has longer steps.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from stafette.router.errors import InvalidValue
+from stafette.router.request import Candidate, Cost, Option, Request, Source
+from stafette.router.transfer_cost import TransferConfig, tier_ms, transfer_ms
+
+_MAX_SOURCES = 8  # that are looked at for each target, those that hold most
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CostConfig:
+    crowd_limit: float = 0.9  # utilization above this counts as this
+    crowd_weight: float = 1.0  # of those who will wait behind the request; 0: selfish
+    decode_weight: float = 1.0  # of those who decode there
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.crowd_limit < 1:
+            raise InvalidValue("cost.crowd_limit", self.crowd_limit, "must be in 0..1, below 1")
+        for name in ("crowd_weight", "decode_weight"):
+            if not getattr(self, name) >= 0:
+                raise InvalidValue(f"cost.{name}", getattr(self, name), "must be at least 0")
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What holds for all candidates of one decision."""
+
+    block_size: int
+    expected_output_tokens: float
+    crowding: float  # milliseconds that later ones wait for each one that a prompt is computed
+    sources: Sequence[Candidate]  # who could give blocks, those that hold most first
+    cost: CostConfig
+    transfer: TransferConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """How a target would get a prompt's KV."""
+
+    cached_blocks: int
+    load_ms: float
+    pull_ms: float
+    prefill_ms: float
+    source: Source | None = None
+
+    @property
+    def ms(self) -> float:
+        return self.load_ms + self.pull_ms + self.prefill_ms
+
+
+def crowding(candidates: Sequence[Candidate], config: CostConfig) -> float:
+    """Return how many milliseconds others lose for each one that a target is busy.
+
+    Work that comes to a queue of utilization u delays all that come until it is empty again: u of a
+    request for each service time, whose work delays u more, and so on: u / (1 - u).
+    """
+    if not candidates:
+        return 0.0
+    mean = sum(one.load.utilization for one in candidates) / len(candidates)
+    mean = min(mean, config.crowd_limit)
+    return config.crowd_weight * mean / (1.0 - mean)
+
+
+def prompt_on(request: Request, candidate: Candidate, terms: Terms) -> Prompt:
+    """Return the fastest way to the prompt's KV on this target."""
+    own = _own_blocks(request, candidate, terms)
+    source = _best_source(candidate, own, terms) if terms.transfer.pull else None
+    if source is None:
+        return own
+    pulled = _pulled(request, candidate, source, own, terms)
+    return pulled if pulled.ms < own.ms else own
+
+
+def option_on(request: Request, candidate: Candidate, terms: Terms) -> Option:
+    """Return what it costs when one target does all of it."""
+    prompt = prompt_on(request, candidate, terms)
+    own_ms = candidate.load.queue_ms + prompt.ms
+    parts = {
+        "queue": candidate.load.queue_ms,
+        "load": prompt.load_ms,
+        "pull": prompt.pull_ms,
+        "prefill": prompt.prefill_ms,
+        "crowd": prompt.prefill_ms * terms.crowding,
+        "stall": stall_ms(candidate, prompt.prefill_ms, terms),
+        "decode": decode_ms(request, candidate, terms),
+        "room": room_ms(request, candidate, terms),
+    }
+    cached = min(prompt.cached_blocks * terms.block_size, request.prompt_tokens - 1)
+    cost = Cost(sum(parts.values()), parts)
+    ttft_ms = own_ms + parts["room"]
+    return Option(candidate.target, None, cost, ttft_ms, cached, prompt.source)
+
+
+def stall_ms(candidate: Candidate, prefill_ms: float, terms: Terms) -> float:
+    """Return what those lose that decode there while the prompt is computed."""
+    share = candidate.performance.prefill_stalls_decode * terms.cost.decode_weight
+    return candidate.load.running * prefill_ms * share
+
+
+def decode_ms(request: Request, candidate: Candidate, terms: Terms) -> float:
+    """Return what those lose that decode there, over the steps of this request's answer."""
+    context = request.prompt_tokens + terms.expected_output_tokens / 2
+    added_ms = candidate.performance.added_step_ms(context) * terms.expected_output_tokens
+    return candidate.load.running * added_ms * terms.cost.decode_weight
+
+
+def room_ms(request: Request, candidate: Candidate, terms: Terms) -> float:
+    """Return how long it waits for blocks: until the running ones have given back enough."""
+    total, used = candidate.spec.total_blocks, candidate.load.used_blocks
+    tokens = request.prompt_tokens + terms.expected_output_tokens
+    missing = used + tokens / terms.block_size - candidate.shared_blocks - total
+    if total <= 0 or missing <= 0 or used <= 0:
+        return 0.0
+    load = candidate.load
+    step_ms = candidate.performance.decode_step_ms(load.running, load.kv_tokens)
+    return missing / used * step_ms * terms.expected_output_tokens
+
+
+def _own_blocks(request: Request, candidate: Candidate, terms: Terms) -> Prompt:
+    """Return the best use of what the target has itself: computing may beat a slow tier."""
+    device, *slower = candidate.overlap
+    best = _computed(request, candidate, device, 0.0, terms)
+    if not any(slower):
+        return best
+    for level in range(1, len(slower) + 1):
+        taken = slower[:level] + [0] * (len(slower) - level)
+        loaded = (taken[0], taken[1], taken[2])
+        load_ms = tier_ms(loaded, candidate.spec.block_bytes, terms.transfer)
+        tried = _computed(request, candidate, device + sum(loaded), load_ms, terms)
+        best = tried if tried.ms < best.ms else best
+    return best
+
+
+def _computed(
+    request: Request, candidate: Candidate, cached_blocks: int, load_ms: float, terms: Terms
+) -> Prompt:
+    # The last token is always computed, for its logits.
+    cached = min(cached_blocks * terms.block_size, request.prompt_tokens - 1)
+    prefill_ms = candidate.performance.prefill_ms(request.prompt_tokens - cached, cached)
+    return Prompt(cached_blocks, load_ms, 0.0, prefill_ms)
+
+
+def _best_source(candidate: Candidate, own: Prompt, terms: Terms) -> Candidate | None:
+    """Return who saves most time, at the price of a token without its attention."""
+    block_ms = candidate.performance.prefill_ms_per_token * terms.block_size
+    best, most_ms = None, 0.0
+    for source in terms.sources[:_MAX_SOURCES]:
+        count = source.overlap.total - own.cached_blocks
+        if count <= 0 or source.target == candidate.target:
+            continue
+        moved_ms = transfer_ms(source.spec, candidate.spec, count, terms.transfer)
+        if best is None or count * block_ms - moved_ms > most_ms:
+            best, most_ms = source, count * block_ms - moved_ms
+    return best
+
+
+def _pulled(
+    request: Request, candidate: Candidate, source: Candidate, own: Prompt, terms: Terms
+) -> Prompt:
+    first, total = own.cached_blocks, source.overlap.total
+    pull_ms = transfer_ms(source.spec, candidate.spec, total - first, terms.transfer)
+    # What the source itself has on a slow tier comes from there.
+    slow = source.overlap[1:]
+    pull_ms += tier_ms((slow[0], slow[1], slow[2]), source.spec.block_bytes, terms.transfer)
+    rest = _computed(request, candidate, total, own.load_ms, terms)
+    named = Source(source.target, first, total - first)
+    return Prompt(total, own.load_ms, pull_ms, rest.prefill_ms, named)

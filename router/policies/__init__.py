@@ -1,0 +1,1 @@
+"""The ways to choose a target, each in a file, behind one contract."""

@@ -1,0 +1,76 @@
+"""The contract of a policy: it puts a price on each candidate; the cheapest one is chosen."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from math import exp
+
+from stafette.router.cost import Terms
+from stafette.router.errors import InvalidValue
+from stafette.router.request import Candidate, Option, Request
+
+_DIGEST_BYTES = 8
+_DIGESTS = float(1 << 64)
+
+
+class Policy(ABC):
+    """Made once; called for every request with what there is at that moment."""
+
+    @abstractmethod
+    def options(
+        self,
+        request: Request,
+        prefillers: Sequence[Candidate],
+        decoders: Sequence[Candidate],
+        terms: Terms,
+    ) -> list[Option]:
+        """Return the ways to serve the request, cheapest first.
+
+        `prefillers` are targets that only compute prompts; decoders can do all.
+        """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PickConfig:
+    temperature: float = 0.0  # 0: the cheapest; 1: the dearest has 1/e of its chance
+    tie_ms: float = 0.5  # costs so close to the least are as good
+
+    def __post_init__(self) -> None:
+        for name in ("temperature", "tie_ms"):
+            if not getattr(self, name) >= 0:
+                raise InvalidValue(f"pick.{name}", getattr(self, name), "must be at least 0")
+
+
+def pick(options: Sequence[Option], key: str, config: PickConfig) -> Option:
+    """Choose one of the options, which are sorted by cost.
+
+    Chance comes from `key`, the request's name: the same everywhere for one request, another for
+    the next one. So equal targets share the work, also when routers cannot talk to each other.
+    """
+    if config.temperature > 0:
+        return _softly(options, key, config.temperature)
+    close = options[0].cost.total + config.tie_ms
+    ties = [option for option in options if option.cost.total <= close]
+    if len(ties) == 1:
+        return ties[0]
+    return max(ties, key=lambda option: chance(key, option.decode, option.prefill or ""))
+
+
+def chance(*parts: str) -> float:
+    """Return a number in 0..1 that these names always have and that looks random."""
+    digest = blake2b("\0".join(parts).encode(), digest_size=_DIGEST_BYTES).digest()
+    return int.from_bytes(digest, "little") / _DIGESTS
+
+
+def _softly(options: Sequence[Option], key: str, temperature: float) -> Option:
+    """Choose with a chance that falls with the cost, measured by the range of costs."""
+    least, most = options[0].cost.total, options[-1].cost.total
+    scale = (most - least) * temperature
+    weights = [exp(-(o.cost.total - least) / scale) if scale > 0 else 1.0 for o in options]
+    mark = chance(key) * sum(weights)
+    for option, weight in zip(options, weights, strict=True):
+        mark -= weight
+        if mark < 0:
+            return option
+    return options[-1]
