@@ -97,7 +97,7 @@ class Engine:
         if request.request_id in self._answers:
             remedy = "is in flight already: choose another id"
             raise RequestError("request_id", request.request_id, remedy)
-        _check_prompt(request.prompt_token_ids, self.vocab_size, self.max_model_len)
+        _check_prompt(request.token_ids, self.vocab_size, self.max_model_len)
         request.params.check_against(
             vocab_size=self.vocab_size,
             max_logprobs=self.config.max_logprobs,
@@ -144,7 +144,7 @@ class Engine:
     def prompt_hashes(self, request: Request) -> tuple[tuple[bytes, ...], Extras]:
         """Return the hashes under which a prompt's blocks are found, and what else is in them."""
         extras = self._extras(request)
-        return tuple(self.scheduler.prompt_hashes(request.prompt_token_ids, extras)), extras
+        return tuple(self.scheduler.prompt_hashes(request.token_ids, extras)), extras
 
     def is_waiting(self, request_id: str) -> bool | None:
         """Whether a request was not admitted yet; None: it is not here."""

@@ -14,8 +14,7 @@ class _Answer:
     index: int
     detokenizer: IncrementalDetokenizer | None
     stops: StopChecker | None
-
-    num_tokens: int = 0
+    num_tokens: int  # so far
 
     def read(self, token_ids: list[int], ended: bool) -> tuple[str, str | None]:
         """Return the text to show, and the stop string that ended the answer."""
@@ -43,11 +42,11 @@ class OutputProcessor:
         params = request.params
         detokenizer = stops = None
         if request.detokenize:
-            prompt = request.prompt_token_ids
             skip = params.skip_special_tokens
-            detokenizer = IncrementalDetokenizer(self._tokenizer, prompt, skip)
+            detokenizer = IncrementalDetokenizer(self._tokenizer, request.token_ids, skip)
             stops = StopChecker(params.stop, params.include_stop_str_in_output)
-        self._answers[seq_id] = _Answer(request, index, detokenizer, stops)
+        num_before = len(request.output_token_ids)
+        self._answers[seq_id] = _Answer(request, index, detokenizer, stops, num_before)
 
     def close(self, seq_id: int) -> None:
         self._answers.pop(seq_id, None)

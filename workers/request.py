@@ -18,15 +18,24 @@ class Request:
     request_id: str
     prompt_token_ids: list[int]
     params: SamplingParams
+    output_token_ids: list[int] = field(default_factory=list)  # answered before, elsewhere
     prompt: str | None = None  # as text, when it came as text
     priority: int = 0  # lower is served earlier
     lora: str | None = None  # an adapter's name
     cache_salt: str | None = None  # requests with different salts never share KV
     detokenize: bool = True
 
+    @property
+    def token_ids(self) -> list[int]:
+        """All that is known: the prompt, and the answer so far."""
+        return [*self.prompt_token_ids, *self.output_token_ids]
+
     def __post_init__(self) -> None:
         _check_type("prompt_token_ids", self.prompt_token_ids, list)
+        _check_type("output_token_ids", self.output_token_ids, list)
         _check_type("params", self.params, SamplingParams)
+        if self.output_token_ids:
+            self._check_resumed(len(self.output_token_ids))
         _check_type("priority", self.priority, int)
         if abs(self.priority) > MAX_PRIORITY:
             remedy = f"must be in -{MAX_PRIORITY}..{MAX_PRIORITY}"
@@ -36,6 +45,14 @@ class Request:
             raise RequestError("stop", self.params.stop, remedy)
         for name in ("request_id", "prompt", "lora", "cache_salt"):
             _check_text(name, getattr(self, name), required=name == "request_id")
+
+    def _check_resumed(self, num_tokens: int) -> None:
+        params = self.params
+        if params.n > 1:
+            raise RequestError("n", params.n, "must be 1 where an answer is gone on with")
+        if params.max_tokens is not None and num_tokens >= params.max_tokens:
+            remedy = f"is not shorter than max_tokens = {params.max_tokens}: the answer is over"
+            raise RequestError("output_token_ids", f"{num_tokens} tokens", remedy)
 
 
 def _check_type(name: str, value: object, kind: type) -> None:

@@ -49,7 +49,7 @@ class Sequence:
         """Return one of the request's answers; `params` are its own."""
         return cls(
             seq_id=seq_id,
-            token_ids=list(request.prompt_token_ids),
+            token_ids=request.token_ids,
             num_prompt_tokens=len(request.prompt_token_ids),
             params=params,
             priority=request.priority,
