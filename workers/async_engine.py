@@ -8,6 +8,7 @@ import logging
 import queue
 import threading
 from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -44,18 +45,21 @@ class AsyncEngine:
 
     async def generate(self, request: Request) -> AsyncGenerator[OutputDelta, None]:
         """Yield what each step adds; leaving early, by break or cancellation, aborts it."""
+        async with aclosing(self.stream(request)) as news:
+            async for deltas in news:
+                for delta in deltas:
+                    yield delta
+
+    async def stream(self, request: Request) -> AsyncGenerator[list[OutputDelta], None]:
+        """Like `generate`, but yield at once all that has come since the last look."""
         self._raise_if_dead()
         await self.check(request)
         stream = self._open_stream(request)
         self._inbox.put(lambda: self._add(request))
         try:
             while stream.unfinished:
-                for delta in await stream.next():
-                    if delta.index not in stream.unfinished:
-                        continue  # what was on its way when the answer was aborted
-                    if delta.finish_reason is not None:
-                        stream.unfinished.discard(delta.index)
-                    yield delta
+                if deltas := stream.still_wanted(await stream.next()):
+                    yield deltas
         finally:
             del self._streams[request.request_id]
             if stream.unfinished:
@@ -213,6 +217,17 @@ class _Stream:
     def put(self, deltas: list[OutputDelta]) -> None:
         self._deltas += deltas
         self._news.set()
+
+    def still_wanted(self, deltas: list[OutputDelta]) -> list[OutputDelta]:
+        """Book what has finished; drop what was on its way when the answer was aborted."""
+        wanted = []
+        for delta in deltas:
+            if delta.index not in self.unfinished:
+                continue
+            if delta.finish_reason is not None:
+                self.unfinished.discard(delta.index)
+            wanted.append(delta)
+        return wanted
 
     def fail(self, error: EngineError) -> None:
         self._error = error

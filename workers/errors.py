@@ -5,7 +5,8 @@ EngineError            every error of this package; names a field, its value and
 ├── CheckpointError    the model's files are wrong, incomplete or unsupported
 ├── RequestError       one request is wrong: answer its sender, go on serving the others
 ├── OutOfMemory        the flags ask for more memory than there is
-└── EngineDead         the engine stopped; nothing in flight will be answered
+├── EngineDead         the engine stopped; nothing in flight will be answered
+└── WorkerLost         the way to a worker's process broke: go on with another one
 """
 
 _SHOWN_CHARS = 120
@@ -45,3 +46,7 @@ class OutOfMemory(EngineError, MemoryError):
 
 class EngineDead(EngineError):
     """The engine's loop ended; `value` is the reason."""
+
+
+class WorkerLost(EngineError):
+    """`value` is the worker's name, `remedy` tells what broke."""

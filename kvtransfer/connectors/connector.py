@@ -104,6 +104,12 @@ class KvConnector(ABC):
 
     # The scheduler's side. No method blocks.
 
+    def check(self, params: Mapping[str, object]) -> None:  # noqa: B027  may accept all
+        """Raise a KvTransferError when a request's parameters are not what they should be.
+
+        Only requests whose parameters have passed come to the methods below.
+        """
+
     @abstractmethod
     def matched_tokens(self, request: KvRequest, num_held: int) -> int | None:
         """Return how many tokens, in whole blocks, can be had beyond those held already.
@@ -113,7 +119,10 @@ class KvConnector(ABC):
 
     @abstractmethod
     def begin(self, request: KvRequest, first: int, blocks: Sequence[int]) -> LoadOrder:
-        """Return the order for what was matched; the blocks are the request's, in its order."""
+        """Return the order for what was matched, into these blocks of the request.
+
+        No blocks: what was matched is not wanted. That order too is given to `start_load`.
+        """
 
     @abstractmethod
     def finish(self, request: KvRequest, reason: str = "") -> Finish:

@@ -9,7 +9,7 @@ them raises is logged and counted, and taken for "nothing"; the others do not no
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -96,6 +96,10 @@ class MultiConnector(KvConnector):
 
     # The scheduler's side
 
+    def check(self, params: Mapping[str, object]) -> None:
+        for member in self.members:
+            member.check(params)
+
     def matched_tokens(self, request: KvRequest, num_held: int) -> int | None:
         pieces: list[_Piece] = []
         held, size = num_held, request.block_size
@@ -103,9 +107,8 @@ class MultiConnector(KvConnector):
             found = self._ask(member, _ZERO, member.matched_tokens, request, held)
             if found is None:
                 return None
-            if found:
-                pieces.append(_Piece(number, held // size, (held + found) // size))
-                held += found
+            pieces.append(_Piece(number, held // size, (held + found) // size))
+            held += found
         self._pieces[request.request_id] = pieces
         return held - num_held
 
@@ -113,13 +116,13 @@ class MultiConnector(KvConnector):
         order = LoadOrder.of(request, first, blocks)
         source: list[tuple[int, int, int, object]] = []
         for piece in self._pieces.pop(request.request_id, []):
-            start, end = max(first, piece.first), min(order.end, piece.end)
-            if start < end:
-                member, some = self.members[piece.member], order.blocks[start - first : end - first]
-                began = self._ask(member, None, member.begin, request, start, some)
-                if began is None:
-                    break
+            start, end = (min(max(first, at), order.end) for at in (piece.first, piece.end))
+            member, some = self.members[piece.member], order.blocks[start - first : end - first]
+            began = self._ask(member, None, member.begin, request, start, some)
+            if began is not None:
                 source.append((piece.member, start, end, began.source))
+            elif some:
+                break
         return replace(order, source=source)
 
     def finish(self, request: KvRequest, reason: str = "") -> Finish:
@@ -141,12 +144,13 @@ class MultiConnector(KvConnector):
     def start_load(self, order: LoadOrder) -> Load:
         whole, at = ChainedLoad(order), order.first
         for number, first, end, source in order.source:  # type: ignore[attr-defined]
-            if not whole.begin_write():
-                return whole
             member, part = self.members[number], order.part(first, end, source)
             failed = failed_load(part, f"connector {member.name} failed")
-            whole.join(member, self._ask(member, failed, member.start_load, part))
-            at = end
+            if not part.blocks:
+                self._ask(member, failed, member.start_load, part)
+            elif whole.begin_write():
+                whole.join(member, self._ask(member, failed, member.start_load, part))
+                at = end
         if at < order.end:
             whole.limit(at, TransferError(f"nobody began to load the last {order.end - at} blocks"))
         return whole

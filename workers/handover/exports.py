@@ -61,17 +61,18 @@ class Exports:
         for each in self._under_way.values():
             self._pass_on(each)
 
-    def finish(self, request_id: str, reason: str = "") -> Exported:
+    def finish(self, request: KvRequest, reason: str = "") -> Exported:
         """Nothing more will come of a prompt; `reason` tells why, when not all has."""
-        each = self._under_way.pop(request_id, None)
-        if each is None:
+        each = self._under_way.get(request.request_id)
+        if each is None or each.request is not request:
             return Exported(0)  # this worker ends
+        del self._under_way[request.request_id]
         finish = self._connector.finish(each.request, reason)
         return Exported(each.end * each.request.block_size, dict(finish.params))
 
     def close(self) -> None:
-        for name in list(self._under_way):
-            self.finish(name, "this worker ends")
+        for each in list(self._under_way.values()):
+            self.finish(each.request, "this worker ends")
 
     def _pass_on(self, each: _Export) -> None:
         request, first = each.request, each.end

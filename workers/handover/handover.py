@@ -33,7 +33,6 @@ class Handover:
         self.connector = connector
         self.imports = Imports(engine.engine, connector, engine.post)
         self.exports = Exports(engine.engine, connector, engine.post)
-        self._taken: dict[str, KvRequest] = {}  # what imports have begun, until its request ends
 
     @classmethod
     async def start(cls, engine: AsyncEngine, connector: KvConnector) -> "Handover":
@@ -49,37 +48,39 @@ class Handover:
         self, request: Request, params: Params = _NOTHING
     ) -> AsyncGenerator[OutputDelta, None]:
         """Like the engine's, with what the connector can bring of the prompt."""
+        wanted = await self._prepare(request, params)
         try:
-            async with aclosing(self._answer(request, params)) as deltas:
+            async with aclosing(self._answer(request, wanted)) as deltas:
                 async for delta in deltas:
                     yield delta
         finally:
-            self.engine.post(partial(self._end, request.request_id))
+            self.engine.post(partial(self._end_import, wanted, True))
 
     async def prefill(self, request: Request, params: Params) -> Exported:
         """Compute a prompt, and pass its blocks on while that lasts. The answer is dropped.
 
         Ask for one token: by then the prompt is computed.
         """
-        await self._check(request, params)
-        name, reason = request.request_id, ""
-        await self.engine.call(partial(self._begin_export, request, params))
+        wanted, reason = await self._prepare(request, params), ""
+        await self.engine.call(lambda engine: self.exports.begin(wanted))
         try:
-            async with aclosing(self._answer(request, params)) as deltas:
+            async with aclosing(self._answer(request, wanted)) as deltas:
                 async for delta in deltas:
                     reason = delta.error or ""
         except BaseException:
-            self.engine.post(partial(self._abort_export, name))
+            self.engine.post(partial(self._abort_export, wanted))
             raise
-        return await self.engine.call(lambda engine: self.exports.finish(name, reason))
+        finally:
+            self.engine.post(partial(self._end_import, wanted, False))
+        return await self.engine.call(lambda engine: self.exports.finish(wanted, reason))
 
     async def offer(self, request: Request, params: Params) -> Exported:
         """Pass on what is cached of a prompt, and compute nothing."""
-        await self._check(request, params)
+        wanted = await self._prepare(request, params)
 
         def offer(engine: Engine) -> Exported:
-            self._begin_export(request, params, engine)
-            return self.exports.finish(request.request_id, "the rest is not cached")
+            self.exports.begin(wanted)
+            return self.exports.finish(wanted, "the rest is not cached")
 
         return await self.engine.call(offer)
 
@@ -91,28 +92,24 @@ class Handover:
         with suppress(EngineDead):  # what the connector has let go comes back before this answer
             await self.engine.call(lambda engine: None)
 
-    async def _answer(self, request: Request, params: Params) -> AsyncGenerator[OutputDelta, None]:
-        try:
-            await self._pull(request, params)
-            async with aclosing(self.engine.generate(request)) as deltas:
-                async for delta in deltas:
-                    yield delta
-        finally:
-            self.engine.post(partial(self.imports.cancel, request.request_id))
-
-    async def _pull(self, request: Request, params: Params) -> Pulled:
-        """Bring a prompt's blocks here; they stay pinned until the request is admitted."""
-        await self._check(request, params)
-        if request.params.prompt_logprobs is not None:
-            return Pulled(0, 0)  # such a prompt is computed from its first token on
-        return await self.engine.ask(partial(self._begin_import, request, params))
-
-    async def _check(self, request: Request, params: Params) -> None:
+    async def _prepare(self, request: Request, params: Params) -> KvRequest:
+        """Check a request; return what the connector may know of it."""
         await self.engine.check(request)
         try:
             self.connector.check(params)
         except KvTransferError as error:
             raise RequestError("params", params, str(error)) from error
+        return kv_request(self.engine.engine, request, params)
+
+    async def _answer(
+        self, request: Request, wanted: KvRequest
+    ) -> AsyncGenerator[OutputDelta, None]:
+        """Bring the prompt's blocks here; they are pinned until the request is admitted."""
+        if request.params.prompt_logprobs is None:  # else it is computed from its first token on
+            await self.engine.ask(partial(self._begin_import, wanted))
+        async with aclosing(self.engine.generate(request)) as deltas:
+            async for delta in deltas:
+                yield delta
 
     # What follows runs in the engine's thread.
 
@@ -129,22 +126,16 @@ class Handover:
         self.imports.after_step()
 
     def _begin_import(
-        self, request: Request, params: Params, engine: Engine, reply: Callable[[Pulled], None]
+        self, wanted: KvRequest, engine: Engine, reply: Callable[[Pulled], None]
     ) -> None:
-        wanted = kv_request(engine, request, params)
         self.imports.begin(wanted, reply)
-        self._taken[wanted.request_id] = wanted
 
-    def _begin_export(self, request: Request, params: Params, engine: Engine) -> None:
-        self.exports.begin(kv_request(engine, request, params))
+    def _end_import(self, wanted: KvRequest, finish: bool) -> None:
+        if self.imports.end(wanted) and finish:
+            self.connector.finish(wanted)
 
-    def _abort_export(self, request_id: str) -> None:
-        self.exports.finish(request_id, "the request was aborted")
-
-    def _end(self, request_id: str) -> None:
-        taken = self._taken.pop(request_id, None)
-        if taken is not None:
-            self.connector.finish(taken)
+    def _abort_export(self, wanted: KvRequest) -> None:
+        self.exports.finish(wanted, "the request was aborted")
 
 
 def check_config(config: EngineConfig) -> None:

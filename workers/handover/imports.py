@@ -79,46 +79,50 @@ class Imports:
         self._pool = engine.pool
         self._connector = connector
         self._post = post
-        self._under_way: dict[str, _Import] = {}  # by request
+        self._requests: dict[str, KvRequest] = {}  # from `begin` to `end`
+        self._under_way: dict[KvRequest, _Import] = {}
         self._coming: dict[bytes, _Import] = {}  # by the hash of a block that is being loaded
-        self._pinned: dict[str, list[int]] = {}  # by request that was not admitted yet
+        self._pinned: dict[KvRequest, list[int]] = {}  # of what was not admitted yet
         self._closed = False
 
     def begin(self, request: KvRequest, reply: Callable[[Pulled], None]) -> None:
-        """Get what can be had of a prompt, and say so; the blocks are pinned then."""
+        """Get what can be had of a prompt, and say so; its blocks are pinned then."""
         name = request.request_id
-        if name in self._under_way or name in self._pinned:
+        if name in self._requests:
             raise RequestError("request_id", name, "is in flight already: choose another id")
-        each = _Import(request, reply, time.monotonic() + _ASK_FOR_S)
-        self._under_way[name] = each
+        self._requests[name] = request
+        each = self._under_way[request] = _Import(request, reply, time.monotonic() + _ASK_FOR_S)
         self._look(each)
 
-    def cancel(self, request_id: str) -> None:
-        """Nobody wants the prompt any more; what has arrived stays cached."""
-        each = self._under_way.get(request_id)
+    def end(self, request: KvRequest) -> bool:
+        """The request has ended, or will never run: give its blocks back, keep what is cached.
+
+        False: it is not one that has begun here.
+        """
+        if self._requests.get(request.request_id) is not request:
+            return False
+        del self._requests[request.request_id]
+        each = self._under_way.get(request)
         if each is not None:
             each.cancelled = True
             if each.load is not None:
                 each.load.cancel()
-        self.let_go(request_id)
-
-    def let_go(self, request_id: str) -> None:
-        """Unpin a prompt's blocks. Safe to call twice."""
-        self._pool.release(self._pinned.pop(request_id, []))
+        self._let_go(request)
+        return True
 
     def after_step(self) -> None:
         """Unpin what was admitted; where nothing can run, what was pinned last gives way."""
-        admitted = [name for name in self._pinned if self._engine.is_waiting(name) is False]
-        for name in admitted:
-            self.let_go(name)
+        waiting = self._engine.is_waiting
+        for request in [each for each in self._pinned if waiting(each.request_id) is False]:
+            self._let_go(request)
         if self._engine.is_stalled and self._pinned:
-            self.let_go(next(reversed(self._pinned)))
+            self._let_go(next(reversed(self._pinned)))
 
     def close(self) -> None:
         """Cancel everything; blocks that are still written to come back as their loads settle."""
         self._closed = True
-        for name in [*self._under_way, *self._pinned]:
-            self.cancel(name)
+        for request in list(self._requests.values()):
+            self.end(request)
 
     def _look(self, each: _Import) -> None:
         """Find out what is missing; load it, or wait for whoever loads the same."""
@@ -186,7 +190,7 @@ class Imports:
     def _finish(self, each: _Import, load: Load) -> None:
         """Publish what has arrived, keep it pinned, and answer."""
         each.finished = True
-        name, first = each.request.request_id, len(each.held)
+        request, first = each.request, len(each.held)
         for block_hash in each.coming:
             del self._coming[block_hash]
         if load.error is not None and each.fresh:
@@ -194,12 +198,12 @@ class Imports:
         arrived = self._usable(each, load)
         table, each.fresh = each.held + each.fresh[:arrived], each.fresh[arrived:]
         if arrived:
-            table = self._pool.publish(table, each.request.hashes, first, first + arrived)
+            table = self._pool.publish(table, request.hashes, first, first + arrived)
             self._engine.tell_kv_events()
-        del self._under_way[name]
-        self._pinned[name] = table
+        del self._under_way[request]
+        self._pinned[request] = table
         if each.cancelled:
-            self.let_go(name)
+            self._let_go(request)
         self._answer(each, first, arrived)
         for follower in each.followers:
             self._look(follower)
@@ -223,5 +227,8 @@ class Imports:
 
     def _forget(self, each: _Import) -> None:
         """Nothing was taken for it yet, and nobody wants it."""
-        del self._under_way[each.request.request_id]
+        del self._under_way[each.request]
         each.reply(Pulled(0, 0, "it was cancelled"))
+
+    def _let_go(self, request: KvRequest) -> None:
+        self._pool.release(self._pinned.pop(request, []))

@@ -5,7 +5,7 @@ together from the shares of several ranks where layouts or numbers of ranks diff
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from stafette.kvtransfer.agent import Agent
 from stafette.kvtransfer.connectors.connector import (
@@ -47,6 +47,10 @@ class P2pConnector(KvConnector):
             )
         return cls(agent, config)
 
+    def check(self, params: Mapping[str, object]) -> None:
+        Take.find(params)
+        Give.find(params)
+
     def matched_tokens(self, request: KvRequest, num_held: int) -> int:
         take = Take.find(request.params)
         if take is None:
@@ -80,6 +84,9 @@ class P2pConnector(KvConnector):
         take = Take.find(order.source)  # type: ignore[arg-type]
         if take is None:
             return failed_load(order, "the request says nothing of where its blocks are")
+        if not order.blocks:
+            self._receiver.forget(take.id)
+            return Load(order)
         return self._receiver.start(order, take)
 
     def save_layer(self, layer: int, save: Save) -> None:

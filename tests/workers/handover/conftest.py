@@ -1,5 +1,6 @@
 """Engines in processes of their own, which hand over KV to each other."""
 
+import importlib.util
 import json
 import queue
 import subprocess
@@ -12,6 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from stafette.workers.async_engine import AsyncEngine
+from stafette.workers.config import EngineConfig
+from stafette.workers.handover.handover import Handover
 
 PROCESS = Path(__file__).with_name("engine_process.py")
 PATIENCE_S = 120.0
@@ -45,10 +50,10 @@ class Pending:
 
 
 class EngineProcess:
-    def __init__(self, name: str, transport: str, **settings) -> None:
+    def __init__(self, name: str, transports=("shm", "tcp"), **settings) -> None:
         self.name = name
         flags = FLAGS | settings.pop("flags", {})
-        told = {"name": name, "transports": [transport], "flags": flags, **settings}
+        told = {"name": name, "transports": transports, "flags": flags, **settings}
         self.process = subprocess.Popen(
             [sys.executable, "-P", str(PROCESS), json.dumps(told)],
             stdin=subprocess.PIPE,
@@ -99,6 +104,35 @@ class EngineProcess:
             self._pending[told["id"]].put(told)
 
 
+_spec = importlib.util.spec_from_file_location("rig", Path(__file__).with_name("rig.py"))
+_rig = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(_rig)
+
+
+@pytest.fixture(scope="session")
+def rig():
+    return _rig
+
+
+@pytest.fixture
+async def make(rig):
+    """Make (handover, shelf) of an engine with these flags."""
+    made: list[Handover] = []
+
+    async def make(by_hand: bool = False, **flags):
+        engine = await AsyncEngine.start(EngineConfig(**rig.FLAGS | flags))
+        shelf = rig.Shelf(by_hand)
+        made.append(await Handover.start(engine, shelf))
+        return made[-1], shelf
+
+    yield make
+    for handover in made:
+        await handover.close()
+        if handover.engine.is_alive:
+            assert await rig.idle(handover) == 0
+        await handover.engine.close()
+
+
 def wait_until(condition, what: str = "it") -> None:
     deadline = time.monotonic() + PATIENCE_S
     while not condition():
@@ -111,19 +145,21 @@ def until():
     return wait_until
 
 
+def introduce(*engines: EngineProcess) -> None:
+    """Let each engine know those before it, which learn of it when it connects."""
+    for number, one in enumerate(engines):
+        for other in engines[:number]:
+            other("add_peer", metadata=one.metadata)
+
+
 @pytest.fixture
 def start() -> Iterator:
-    """Start engines that know each other."""
+    """Start engines that a test may kill."""
     started: list[EngineProcess] = []
 
-    def start(transport: str, *names: str, **settings) -> list[EngineProcess]:
-        engines = [EngineProcess(name, transport, **settings) for name in names]
-        started.extend(engines)
-        for one in engines:
-            for other in engines:
-                if one is not other:
-                    one("add_peer", metadata=other.metadata)
-        return engines
+    def start(name: str, **settings) -> EngineProcess:
+        started.append(EngineProcess(name, **settings))
+        return started[-1]
 
     yield start
     for engine in started:
@@ -134,10 +170,23 @@ def start() -> Iterator:
             engine.process.stdout.close()
 
 
-@pytest.fixture(scope="module", params=["shm", "tcp"])
-def lasting(request) -> Iterator[tuple[EngineProcess, EngineProcess]]:
+@pytest.fixture(scope="session")
+def engines() -> Iterator[dict[str, EngineProcess]]:
+    """Return an engine that computes prompts, and two that answer: one for each transport."""
+    names = {"prefill": ("shm", "tcp"), "shm": ("shm",), "tcp": ("tcp",)}
+    engines = {name: EngineProcess(name, transports) for name, transports in names.items()}
+    for transport in ("shm", "tcp"):
+        introduce(engines["prefill"], engines[transport])
+    yield engines
+    assert [engine.close() for engine in engines.values()] == [0, 0, 0]
+
+
+@pytest.fixture(params=["shm", "tcp"])
+def pair(request, engines) -> tuple[EngineProcess, EngineProcess]:
     """Return (prefill, decode), which many tests use and none of them breaks."""
-    prefill, decode = (EngineProcess(name, request.param) for name in ("prefill", "decode"))
-    prefill("add_peer", metadata=decode.metadata)
-    yield prefill, decode
-    assert [prefill.close(), decode.close()] == [0, 0]
+    return engines["prefill"], engines[request.param]
+
+
+@pytest.fixture(scope="session")
+def know():
+    return introduce

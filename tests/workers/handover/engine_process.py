@@ -1,6 +1,6 @@
 """A process with an engine that hands over: does what it is told, one JSON object a line.
 
-    python engine_process.py '{"name": ..., "transports": [...], "flags": {...}, "p2p": {...}}'
+    python engine_process.py '{"name": ..., "transports": [...], "flags": {...}, ...}'
 
 A command is {"id", "op", ...}; they run side by side. The answer is {"id", "result"}, or {"id",
 "error"}. The first line tells the agent's metadata.
@@ -10,6 +10,7 @@ import asyncio
 import json
 import sys
 import threading
+import time
 
 from stafette.kvtransfer.agent import Agent
 from stafette.kvtransfer.agent_config import AgentConfig
@@ -29,11 +30,13 @@ class Worker:
     def __init__(self, handover: Handover, agent: Agent) -> None:
         self.handover = handover
         self.agent = agent
-        self.tasks: dict[str, asyncio.Task] = {}  # of generate, by request
+        self.tasks: dict[str, asyncio.Task] = {}  # by request
 
     @classmethod
     async def start(cls, settings: dict) -> "Worker":
         engine = await AsyncEngine.start(EngineConfig(share_kv_memory=True, **settings["flags"]))
+        if "step_s" in settings:
+            slow_down(engine, settings["step_s"])
         agent = Agent(
             AgentConfig(
                 name=settings["name"],
@@ -50,6 +53,7 @@ class Worker:
 
     async def prefill(self, name: str, tokens: list[int], params: dict) -> int:
         wanted = SamplingParams(temperature=0.0, max_tokens=1)
+        self.tasks[name] = asyncio.current_task()
         exported = await self.handover.prefill(_request(name, tokens, wanted), params)
         return exported.num_tokens
 
@@ -79,10 +83,9 @@ class Worker:
         imports, exports = self.handover.imports.counters, self.handover.exports.counters
         return {
             "held_blocks": scheduler.num_blocks_used,
-            "preemptions": scheduler.num_preemptions,
             "moved_bytes": {name: each.nbytes for name, each in transfers.items() if name},
             "pulled_tokens": imports.pulled_tokens,
-            "shortfalls": dict(imports.shortfalls),
+            "shortfalls": sum(imports.shortfalls.values()),
             "pinned_blocks": exports.num_pinned,
             "living_leases": self.agent.stats().leases.living,
             "unsettled": self.agent.stats().unsettled,
@@ -96,6 +99,18 @@ class Worker:
         await self.handover.close()
         self.agent.close()
         await self.handover.engine.close()
+
+
+def slow_down(engine: AsyncEngine, step_s: float) -> None:
+    """Let every step take that much longer: so that a test can break something in between."""
+    runner = engine.engine.executor.runner
+    forward = runner.forward
+
+    def slow(inputs):
+        time.sleep(step_s)
+        return forward(inputs)
+
+    runner.forward = slow
 
 
 def _request(name: str, tokens: list[int], wanted: SamplingParams) -> Request:

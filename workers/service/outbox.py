@@ -1,0 +1,61 @@
+"""What is to be sent on a stream: many put, one writer takes all that has come at once."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+
+from stafette.workers.request import OutputDelta
+from stafette.workers.service import frames
+
+Write = Callable[[bytes], Awaitable[object]]
+
+
+class Overflow(Exception):
+    """The other side does not read."""
+
+
+class Outbox:
+    """Deltas that wait are sent in one message, so that a slow reader gets fewer, larger ones."""
+
+    def __init__(self, max_unsent_bytes: int) -> None:
+        self._max_unsent_bytes = max_unsent_bytes
+        self._deltas: list[tuple[int, OutputDelta]] = []
+        self._messages: list[bytes] = []
+        self._unsent_bytes = 0
+        self._news = asyncio.Event()
+        self._overflown = False
+
+    def put_deltas(self, number: int, deltas: Sequence[OutputDelta]) -> None:
+        self._deltas += [(number, delta) for delta in deltas]
+        self._count(sum(_cost(delta) for delta in deltas))
+
+    def put(self, message: bytes) -> None:
+        self._flush()  # what was said before it arrives before it
+        self._messages.append(message)
+        self._count(len(message))
+
+    async def run(self, write: Write) -> None:
+        """Write until cancelled; Overflow when the other side reads too slowly."""
+        while True:
+            await self._news.wait()
+            self._news.clear()
+            if self._overflown:
+                raise Overflow
+            self._flush()
+            messages, self._messages, self._unsent_bytes = self._messages, [], 0
+            for message in messages:
+                await write(message)
+
+    def _flush(self) -> None:
+        if self._deltas:
+            self._messages.append(frames.pack_deltas(self._deltas))
+            self._deltas = []
+
+    def _count(self, nbytes: int) -> None:
+        self._unsent_bytes += nbytes
+        self._overflown = self._overflown or self._unsent_bytes > self._max_unsent_bytes
+        self._news.set()
+
+
+def _cost(delta: OutputDelta) -> int:
+    """About as many bytes as it holds here while it waits."""
+    return 200 + 40 * len(delta.token_ids) * (1 + 10 * (delta.logprobs is not None))

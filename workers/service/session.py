@@ -1,0 +1,129 @@
+"""One frontend's stream, as the worker sees it: its requests, side by side."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, suppress
+from functools import partial
+from typing import Any
+
+from stafette.kvtransfer.errors import MalformedMessage
+from stafette.kvtransfer.strict import pack, text, whole
+from stafette.workers.errors import EngineDead, RequestError
+from stafette.workers.service import frames
+from stafette.workers.service.config import ServiceConfig
+from stafette.workers.service.frames import NUMBER_END, Order, Refusal
+from stafette.workers.service.outbox import Outbox, Write
+from stafette.workers.service.serving import Served
+
+_log = logging.getLogger(__name__)
+_MAX_OPERATION_BYTES = 64
+
+
+class Session:
+    """Ends with the stream: what is still under way then is aborted."""
+
+    def __init__(self, served: Served, config: ServiceConfig, frontend: str) -> None:
+        self._served = served
+        self._config = config
+        self._frontend = frontend
+        self._outbox = Outbox(config.max_unsent_bytes)
+        self._tasks: dict[int, asyncio.Task[None]] = {}  # by the frontend's number
+        self._dead = asyncio.Event()
+
+    @property
+    def num_requests(self) -> int:
+        return len(self._tasks)
+
+    async def run(self, messages: AsyncIterator[bytes], write: Write) -> None:
+        """Serve until the frontend leaves; MalformedMessage or Overflow say why we do."""
+        reading = asyncio.create_task(self._read(messages))
+        writing = asyncio.create_task(self._outbox.run(write))
+        dying = asyncio.create_task(self._dead.wait())
+        try:
+            await asyncio.wait({reading, writing, dying}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            await self._end({reading, writing, dying, *self._tasks.values()})
+        for task in (reading, writing):
+            if not task.cancelled():
+                task.result()
+
+    async def finish(self) -> None:
+        """Wait until nothing is under way."""
+        while self._tasks:
+            await asyncio.wait(self._tasks.values())
+
+    async def _read(self, messages: AsyncIterator[bytes]) -> None:
+        async for data in messages:
+            match frames.read_message(data, self._config.max_message_bytes):
+                case [(frames.GENERATE | frames.PREFILL) as kind, number, *order]:
+                    self._begin(str(kind), whole(number, "number", NUMBER_END), order)
+                case [frames.ABORT, number]:
+                    task = self._tasks.get(whole(number, "number", NUMBER_END))
+                    if task is not None:
+                        task.cancel()
+                case [frames.ASK, number, operation, payload]:
+                    name = text(operation, "operation", _MAX_OPERATION_BYTES)
+                    asked = whole(number, "number", NUMBER_END)
+                    self._start(asked, partial(self._answer, asked, name, payload))
+                case _:
+                    raise MalformedMessage("message", "generate, prefill, abort or ask")
+
+    def _begin(self, kind: str, number: int, parts: list[object]) -> None:
+        if len(parts) != 4:
+            raise MalformedMessage(kind, "[number, prompt, output, params, options]")
+        if number in self._tasks:
+            raise MalformedMessage("number", "one that is not in use")
+        try:
+            if len(self._tasks) >= self._config.max_requests:
+                limit = self._config.max_requests
+                raise RequestError("requests", len(self._tasks), f"at most {limit} at a time")
+            order = frames.read_order(*parts)
+        except RequestError as error:
+            self._refuse(number, error)
+            return
+        serve = self._generate if kind == frames.GENERATE else self._prefill
+        self._start(number, partial(serve, number, order))
+
+    def _start(self, number: int, serve: Callable[[], Awaitable[None]]) -> None:
+        task = asyncio.ensure_future(self._serve(number, serve))
+        self._tasks[number] = task
+        task.add_done_callback(lambda _: self._tasks.pop(number, None))
+
+    async def _serve(self, number: int, serve: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await serve()
+        except RequestError as error:
+            self._refuse(number, error)
+        except EngineDead:  # all that this stream can say now is its end
+            self._dead.set()
+        except Exception:  # this request's failure is nobody else's
+            _log.exception("request %d of %s failed", number, self._frontend)
+            failure = RequestError("request", number, "failed at the worker: its log says why")
+            self._refuse(number, failure)
+
+    async def _generate(self, number: int, order: Order) -> None:
+        async with aclosing(self._served.generate(order)) as deltas:
+            async for delta in deltas:
+                self._outbox.put_deltas(number, (delta,))
+
+    async def _prefill(self, number: int, order: Order) -> None:
+        outcome = await self._served.prefill(order)
+        self._outbox.put(pack([frames.ANSWER, number, dict(outcome)]))
+
+    async def _answer(self, number: int, operation: str, payload: object) -> None:
+        run = self._served.operations().get(operation)
+        if run is None:
+            raise RequestError("operation", operation, "is none of this worker's")
+        self._outbox.put(pack([frames.ANSWER, number, await run(payload)]))
+
+    def _refuse(self, number: int, error: RequestError) -> None:
+        self._outbox.put(pack([frames.REFUSE, number, Refusal.of(error).pack()]))
+
+    async def _end(self, tasks: set[asyncio.Task[Any]]) -> None:
+        for task in tasks:
+            if not task.done():
+                task.cancel()
+        for task in tasks:
+            with suppress(asyncio.CancelledError, Exception):
+                await task
