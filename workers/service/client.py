@@ -15,6 +15,7 @@ from stafette.workers.errors import EngineError, RequestError, WorkerLost
 from stafette.workers.request import OutputDelta
 from stafette.workers.service import frames
 from stafette.workers.service.auth import Challenge, Greeting
+from stafette.workers.service.beats import Beats
 from stafette.workers.service.config import ServiceConfig
 from stafette.workers.service.frames import Order, Refusal
 from stafette.workers.service.inbox import Inbox
@@ -45,6 +46,8 @@ class WorkerClient:
         self._names: dict[int, str] = {}  # of these requests
         self._questions: dict[int, asyncio.Future[object]] = {}
         self._outbox = Outbox(config.max_unsent_bytes)
+        self._beats = Beats(config, self._outbox)
+        self.load: Mapping[str, object] = {}  # as the worker told it last
         self._lost: WorkerLost | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -67,6 +70,7 @@ class WorkerClient:
         client._tasks = [
             asyncio.create_task(client._watch(client._read())),
             asyncio.create_task(client._watch(client._outbox.run(client._call.write))),
+            asyncio.create_task(client._watch(client._beats.run())),
         ]
         return client
 
@@ -177,7 +181,10 @@ class WorkerClient:
 
     async def _read(self) -> None:
         while (message := await self._call.read()) is not grpc.aio.EOF:
+            self._beats.heard()
             match frames.read_message(message, self._config.max_message_bytes):
+                case [frames.BEAT, dict() as load]:
+                    self.load = load
                 case [frames.STEP, deltas]:
                     for number, delta in frames.read_deltas(deltas, self._names):
                         self._requests[number].put(delta)
@@ -188,7 +195,7 @@ class WorkerClient:
                     error = RequestError(read.field, read.value, read.remedy)
                     self._settle(number, None, error)
                 case _:
-                    raise MalformedMessage("message", "step, answer or refuse")
+                    raise MalformedMessage("message", "step, answer, refuse or beat")
 
     def _settle(self, number: int, value: object, error: EngineError | None) -> None:
         answer, inbox = self._questions.get(number), self._requests.get(number)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from stafette.workers.errors import ConfigError
 
 MIN_TOKEN_BYTES = 16
-_ABOVE_ZERO = ("handshake_timeout_s", "keepalive_s", "stop_timeout_s")
+_ABOVE_ZERO = ("handshake_timeout_s", "beat_s", "stop_timeout_s")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,7 +18,8 @@ class ServiceConfig:
     max_unsent_bytes: int = 32 << 20  # for a frontend that does not read; beyond, it is dropped
     max_requests: int = 4_096  # under way on one stream
     handshake_timeout_s: float = 5.0
-    keepalive_s: float = 10.0  # a host that vanished is noticed after two of these
+    beat_s: float = 1.0  # each end says at least so often that it lives, and its load
+    silence_s: float = 5.0  # who says nothing for so long is lost
     stop_timeout_s: float = 5.0
     tls_key: bytes | None = field(default=None, repr=False)  # PEM; of the server
     tls_certificate: bytes | None = None  # PEM; of the server
@@ -36,6 +37,9 @@ class ServiceConfig:
         for name in ("max_message_bytes", "max_unsent_bytes", "max_requests"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"service.{name}", getattr(self, name), "must be at least 1")
+        if self.silence_s < 2 * self.beat_s:
+            remedy = f"must be at least two beats of {self.beat_s:g} s"
+            raise ConfigError("service.silence_s", self.silence_s, remedy)
         if (self.tls_key is None) != (self.tls_certificate is None):
             remedy = "must be given together: the server shows the one and proves it by the other"
             raise ConfigError("service.tls_key, tls_certificate", "only one", remedy)

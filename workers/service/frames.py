@@ -7,6 +7,7 @@
     worker -> frontend   [STEP, [[number, token ids, ...], ...]]   all that one step brought
                          [ANSWER, number, value]
                          [REFUSE, number, [field, value, remedy]]
+    both                 [BEAT, load]    now and then: it lives; load is {} from a frontend
 
 The number is the frontend's, and means one request or question on that stream.
 """
@@ -24,7 +25,7 @@ from stafette.workers.request import OutputDelta, Request
 from stafette.workers.sampling.params import SamplingParams
 
 GENERATE, PREFILL, ABORT, ASK = "generate", "prefill", "abort", "ask"
-STEP, ANSWER, REFUSE = "step", "answer", "refuse"
+STEP, ANSWER, REFUSE, BEAT = "step", "answer", "refuse", "beat"
 NUMBER_END = 1 << 63
 
 _MAX_TEXT_BYTES = 64 << 10

@@ -12,6 +12,7 @@ from stafette.kvtransfer.errors import MalformedMessage
 from stafette.kvtransfer.strict import pack
 from stafette.workers.errors import ConfigError
 from stafette.workers.service.auth import Challenge, Greeting
+from stafette.workers.service.beats import Silence
 from stafette.workers.service.config import ServiceConfig
 from stafette.workers.service.outbox import Overflow
 from stafette.workers.service.serving import Served
@@ -20,10 +21,11 @@ from stafette.workers.service.session import Session
 _log = logging.getLogger(__name__)
 
 SERVICE, METHOD = "stafette.Worker", "Stream"
-_REASONS = {
+_REASONS: dict[type[Exception], grpc.StatusCode] = {
     MalformedMessage: grpc.StatusCode.INVALID_ARGUMENT,
     Overflow: grpc.StatusCode.RESOURCE_EXHAUSTED,
     PermissionError: grpc.StatusCode.UNAUTHENTICATED,
+    Silence: grpc.StatusCode.DEADLINE_EXCEEDED,
     TimeoutError: grpc.StatusCode.DEADLINE_EXCEEDED,
 }
 
@@ -83,7 +85,7 @@ class WorkerServer:
                 self._admit(messages, context), self._config.handshake_timeout_s
             )
             await self._serve(frontend, messages, context)
-        except (MalformedMessage, Overflow, PermissionError, TimeoutError) as error:
+        except tuple(_REASONS) as error:
             self.refused += 1
             _log.warning("ended the stream of %s: %s", context.peer(), error or type(error))
             await context.abort(_REASONS[type(error)], str(error))
@@ -110,15 +112,9 @@ class WorkerServer:
 
 def options(config: ServiceConfig) -> list[tuple[str, int]]:
     """Return gRPC's options, the same at both ends."""
-    keepalive_ms = int(config.keepalive_s * 1_000)
     return [
         ("grpc.max_send_message_length", config.max_message_bytes),
         ("grpc.max_receive_message_length", config.max_message_bytes),
-        ("grpc.keepalive_time_ms", keepalive_ms),
-        ("grpc.keepalive_timeout_ms", keepalive_ms),
-        ("grpc.keepalive_permit_without_calls", 1),
-        ("grpc.http2.min_recv_ping_interval_without_data_ms", keepalive_ms // 2),
-        ("grpc.http2.max_pings_without_data", 0),
         ("grpc.so_reuseport", 0),  # else a second worker could share our port
     ]
 

@@ -22,6 +22,9 @@ class Served(Protocol):
     def describe(self) -> Mapping[str, object]:
         """Return what frontends need to know of this worker."""
 
+    def load(self) -> Mapping[str, object]:
+        """Return how busy it is, as often as it beats."""
+
     def generate(self, order: Order) -> AsyncGenerator[OutputDelta, None]:
         """Answer a request; leaving early aborts it."""
 

@@ -11,6 +11,7 @@ from stafette.kvtransfer.errors import MalformedMessage
 from stafette.kvtransfer.strict import pack, text, whole
 from stafette.workers.errors import EngineDead, RequestError
 from stafette.workers.service import frames
+from stafette.workers.service.beats import Beats
 from stafette.workers.service.config import ServiceConfig
 from stafette.workers.service.frames import NUMBER_END, Order, Refusal
 from stafette.workers.service.outbox import Outbox, Write
@@ -28,6 +29,7 @@ class Session:
         self._config = config
         self._frontend = frontend
         self._outbox = Outbox(config.max_unsent_bytes)
+        self._beats = Beats(config, self._outbox)
         self._tasks: dict[int, asyncio.Task[None]] = {}  # by the frontend's number
         self._dead = asyncio.Event()
 
@@ -36,15 +38,17 @@ class Session:
         return len(self._tasks)
 
     async def run(self, messages: AsyncIterator[bytes], write: Write) -> None:
-        """Serve until the frontend leaves; MalformedMessage or Overflow say why we do."""
+        """Serve until the frontend leaves; MalformedMessage, Overflow, Silence say why we do."""
         reading = asyncio.create_task(self._read(messages))
         writing = asyncio.create_task(self._outbox.run(write))
+        beating = asyncio.create_task(self._beats.run(self._served.load))
         dying = asyncio.create_task(self._dead.wait())
+        ends = {reading, writing, beating, dying}
         try:
-            await asyncio.wait({reading, writing, dying}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            await self._end({reading, writing, dying, *self._tasks.values()})
-        for task in (reading, writing):
+            await self._end({*ends, *self._tasks.values()})
+        for task in (reading, writing, beating):
             if not task.cancelled():
                 task.result()
 
@@ -55,6 +59,7 @@ class Session:
 
     async def _read(self, messages: AsyncIterator[bytes]) -> None:
         async for data in messages:
+            self._beats.heard()
             match frames.read_message(data, self._config.max_message_bytes):
                 case [(frames.GENERATE | frames.PREFILL) as kind, number, *order]:
                     self._begin(str(kind), whole(number, "number", NUMBER_END), order)
@@ -62,12 +67,14 @@ class Session:
                     task = self._tasks.get(whole(number, "number", NUMBER_END))
                     if task is not None:
                         task.cancel()
+                case [frames.BEAT, _]:
+                    pass
                 case [frames.ASK, number, operation, payload]:
                     name = text(operation, "operation", _MAX_OPERATION_BYTES)
                     asked = whole(number, "number", NUMBER_END)
                     self._start(asked, partial(self._answer, asked, name, payload))
                 case _:
-                    raise MalformedMessage("message", "generate, prefill, abort or ask")
+                    raise MalformedMessage("message", "generate, prefill, abort, ask or beat")
 
     def _begin(self, kind: str, number: int, parts: list[object]) -> None:
         if len(parts) != 4:
