@@ -3,8 +3,9 @@
 import asyncio
 import itertools
 import logging
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import grpc  # type: ignore[import-untyped]
@@ -68,9 +69,9 @@ class WorkerClient:
             await client._channel.close()
             raise WorkerLost("worker", name, f"no stream to {address}: {_told(error)}") from None
         client._tasks = [
-            asyncio.create_task(client._watch(client._read())),
-            asyncio.create_task(client._watch(client._outbox.run(client._call.write))),
-            asyncio.create_task(client._watch(client._beats.run())),
+            asyncio.create_task(client._watch(client._read)),
+            asyncio.create_task(client._watch(partial(client._outbox.run, client._call.write))),
+            asyncio.create_task(client._watch(client._beats.run)),
         ]
         return client
 
@@ -167,11 +168,11 @@ class WorkerClient:
         data: bytes = message
         return data
 
-    async def _watch(self, work: Any) -> None:
+    async def _watch(self, work: Callable[[], Awaitable[None]]) -> None:
         """Run one side of the stream; however it ends, the worker is lost."""
         reason = "it ended the stream"
         try:
-            await work
+            await work()
         except asyncio.CancelledError:
             raise
         except Exception as error:  # of gRPC, or of what the worker sent
