@@ -118,6 +118,7 @@ class Scheduler:
         return SchedulerStats(
             num_running=len(self._running),
             num_waiting=len(self._waiting),
+            num_queued_tokens=self._num_queued_tokens(),
             num_blocks=self._pool.num_blocks,
             num_blocks_used=self._pool.num_held,
             num_blocks_cached=self._pool.num_idle,
@@ -125,6 +126,11 @@ class Scheduler:
             prefix_hits=self._pool.hits,
             num_preemptions=self._num_preemptions,
         )
+
+    def _num_queued_tokens(self) -> int:
+        """Another thread may ask: of what it sees, every part was true a moment ago."""
+        uncomputed = (seq.num_uncomputed for seq in list(self._seqs.values()))
+        return sum(count for count in uncomputed if count > 1)
 
     def add(self, seq: Sequence) -> None:
         """Let a sequence wait for its turn. RequestError when it could never have one."""

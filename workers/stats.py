@@ -9,6 +9,7 @@ class SchedulerStats:
 
     num_running: int
     num_waiting: int
+    num_queued_tokens: int  # of prompts, that no batch has taken in yet
     num_blocks: int
     num_blocks_used: int  # held by a sequence
     num_blocks_cached: int  # free to take, but still of use as a prefix

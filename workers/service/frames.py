@@ -64,6 +64,7 @@ class Order:
 
     request: Request
     kv_params: Mapping[str, object] = field(default_factory=dict)  # by connector
+    cached_only: bool = False  # of a prefill: pass on what is cached, compute nothing
 
 
 def pack_order(kind: str, number: int, order: Order) -> bytes:
@@ -75,6 +76,7 @@ def pack_order(kind: str, number: int, order: Order) -> bytes:
         "lora": request.lora,
         "salt": request.cache_salt,
         "kv": dict(order.kv_params) or None,
+        "cached_only": order.cached_only or None,
     }
     given = {name: value for name, value in options.items() if value is not None}
     ids = (_words(request.prompt_token_ids), _words(request.output_token_ids))
@@ -94,7 +96,8 @@ def read_order(prompt: object, output: object, params: object, options: object) 
         cache_salt=given.get("salt"),
         detokenize=False,
     )
-    return Order(request, exact(given.get("kv", {}), "kv", dict))
+    kv_params = exact(given.get("kv", {}), "kv", dict)
+    return Order(request, kv_params, exact(given.get("cached_only", False), "cached_only", bool))
 
 
 def pack_deltas(deltas: Sequence[tuple[int, OutputDelta]]) -> bytes:

@@ -1,0 +1,187 @@
+"""A whole worker: its engine, the hand-over of KV, its events, and what it tells frontends."""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+from typing import Literal, get_args
+
+from stafette.kvtransfer.agent import Agent
+from stafette.kvtransfer.agent_config import AgentConfig
+from stafette.kvtransfer.blocks import BlockHasher
+from stafette.kvtransfer.connectors.p2p.config import P2pConfig
+from stafette.kvtransfer.connectors.p2p.connector import P2pConnector
+from stafette.kvtransfer.control.host import host_id
+from stafette.kvtransfer.errors import KvTransferError
+from stafette.kvtransfer.event_stream.publisher import EventPublisher, PublisherConfig
+from stafette.workers.async_engine import AsyncEngine
+from stafette.workers.building import build_engine
+from stafette.workers.config import EngineConfig
+from stafette.workers.errors import ConfigError, RequestError
+from stafette.workers.handover.handover import Handover
+from stafette.workers.request import OutputDelta
+from stafette.workers.service.frames import Order
+from stafette.workers.service.serving import Operation, Served
+
+Role = Literal["prefill", "decode", "both"]
+_ROLES = get_args(Role)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerConfig:
+    name: str  # unique in the cluster
+    role: Role = "both"
+    engine: EngineConfig = EngineConfig()
+    agent: AgentConfig  # its name is the worker's
+    p2p: P2pConfig = P2pConfig()
+    events: PublisherConfig = field(default_factory=PublisherConfig)
+    worker_class: str = ""  # those of one class are equally fast
+
+    def __post_init__(self) -> None:
+        if self.role not in _ROLES:
+            raise ConfigError("worker.role", self.role, f"must be one of {', '.join(_ROLES)}")
+        if self.agent.name != self.name:
+            raise ConfigError("worker.agent.name", self.agent.name, f"must be {self.name!r}")
+
+
+class EngineWorker(Served):
+    """Make it with `await EngineWorker.start(config)`, in the loop that serves it."""
+
+    def __init__(
+        self, config: WorkerConfig, handover: Handover, agent: Agent, events: EventPublisher
+    ) -> None:
+        self.config = config
+        self.role: Role = config.role
+        self.draining = False
+        self._handover = handover
+        self._engine = handover.engine
+        self._agent = agent
+        self._events = events
+
+    @classmethod
+    async def start(cls, config: WorkerConfig) -> "EngineWorker":
+        """Load the model; return when the first request would not be slower than the next."""
+        flags = replace(config.engine, share_kv_memory=True)
+        core = await asyncio.to_thread(build_engine, flags, config.name)
+        engine = AsyncEngine(core, asyncio.get_running_loop())
+        agent = Agent(config.agent)
+        handover = await Handover.start(engine, P2pConnector(agent, config.p2p))
+        events = EventPublisher(core.kv_events, config.events)
+        core.on_kv_events = events.send
+        return cls(config, handover, agent, events)
+
+    @property
+    def name(self) -> str:
+        return self.config.name
+
+    @property
+    def epoch(self) -> int:
+        return self._agent.epoch
+
+    @property
+    def engine(self) -> AsyncEngine:
+        return self._engine
+
+    def describe(self) -> Mapping[str, object]:
+        config, core = self.config.engine, self._engine.engine
+        hasher = BlockHasher(config.prefix_cache_key, config.block_size, config.model)
+        return {
+            "role": self.role,
+            "class": self.config.worker_class,
+            "model": config.model,
+            "max_model_len": core.max_model_len,
+            "block_size": config.block_size,
+            "fingerprint": hasher.fingerprint,
+            "num_blocks": core.pool.num_blocks,
+            "block_bytes": self._handover.connector.shares[0].layout.block_bytes,
+            "max_num_seqs": config.max_num_seqs,
+            "host": host_id(),
+            "agent": self._agent.metadata(),
+            "events": [self._events.address, self._events.replay_address],
+        }
+
+    def load(self) -> Mapping[str, object]:
+        stats = self._engine.stats().scheduler
+        return {
+            "role": self.role,
+            "draining": self.draining,
+            "running": stats.num_running,
+            "waiting": stats.num_waiting,
+            "queued_tokens": stats.num_queued_tokens,
+            "used_blocks": stats.num_blocks_used,
+        }
+
+    async def generate(self, order: Order) -> AsyncGenerator[OutputDelta, None]:
+        self._raise_if_draining()
+        async with aclosing(self._handover.generate(order.request, order.kv_params)) as deltas:
+            async for delta in deltas:
+                yield delta
+
+    async def prefill(self, order: Order) -> Mapping[str, object]:
+        self._raise_if_draining()
+        serve = self._handover.offer if order.cached_only else self._handover.prefill
+        exported = await serve(order.request, order.kv_params)
+        return {"num_tokens": exported.num_tokens}
+
+    def operations(self) -> Mapping[str, Operation]:
+        return {
+            "add_peer": self._add_peer,
+            "set_role": self._set_role,
+            "drain": self._drain,
+            "stats": self._stats,
+            "reset_prefix_cache": self._reset_prefix_cache,
+        }
+
+    async def close(self) -> None:
+        """End what is under way, and give everything back."""
+        await self._handover.close()
+        self._agent.close()
+        await self._engine.close()
+        self._events.close()
+
+    def _raise_if_draining(self) -> None:
+        if self.draining:
+            raise RequestError("worker", self.name, "takes no more requests: it is draining")
+
+    async def _add_peer(self, payload: object) -> object:
+        """Get to know another worker's agent; its first contact is made in the background."""
+        if not isinstance(payload, bytes):
+            raise RequestError("metadata", payload, "must be bytes of an agent's metadata")
+        try:
+            return await asyncio.to_thread(self._agent.add_peer, payload)
+        except KvTransferError as error:
+            raise RequestError("metadata", f"{len(payload)} bytes", str(error)) from error
+
+    async def _set_role(self, payload: object) -> object:
+        """What is under way goes on; frontends learn it with the next beat."""
+        if payload not in _ROLES:
+            raise RequestError("role", payload, f"must be one of {', '.join(_ROLES)}")
+        before, self.role = self.role, payload  # type: ignore[assignment]
+        return before
+
+    async def _drain(self, payload: object) -> object:
+        self.draining = bool(payload)
+        return self._engine.stats().scheduler.num_running
+
+    async def _stats(self, payload: object) -> object:
+        stats, moved = self._engine.stats(), self._agent.stats()
+        imports, exports = self._handover.imports.counters, self._handover.exports.counters
+        return {
+            "at": time.time(),
+            **self.load(),
+            "steps": stats.num_steps,
+            "tokens": stats.num_tokens,
+            "busy_seconds": stats.busy_seconds,
+            "prefix_queries": stats.scheduler.prefix_queries,
+            "prefix_hits": stats.scheduler.prefix_hits,
+            "preemptions": stats.scheduler.num_preemptions,
+            "pulled_tokens": imports.pulled_tokens,
+            "pinned_blocks": exports.num_pinned,
+            "leases": moved.leases.living,
+            "moved_bytes": {name: each.nbytes for name, each in moved.transfers.items() if name},
+        }
+
+    async def _reset_prefix_cache(self, payload: object) -> object:
+        await self._engine.call(lambda engine: engine.reset_prefix_cache())
+        return None
