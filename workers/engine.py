@@ -50,7 +50,8 @@ class EngineParts:
 class Engine:
     """Joins its parts. `on_kv_events` is called after each step that changed what is cached.
 
-    `after_step` is called after every step, also after one that could do nothing.
+    A hand-over hears the same first, in `on_cache_change`; and, in `after_step`, of the end of every
+    step, also of one that could do nothing.
     """
 
     def __init__(self, config: EngineConfig, parts: EngineParts) -> None:
@@ -58,6 +59,7 @@ class Engine:
         self.pool = parts.pool
         self.kv_events = parts.kv_events
         self.on_kv_events: Callable[[EventBatch], None] = lambda batch: None
+        self.on_cache_change: Callable[[EventBatch], None] = lambda batch: None
         self.after_step: Callable[[], None] = lambda: None
         self.is_stalled = False  # the last step found work, but no blocks for it: others hold them
         self.scheduler = parts.scheduler
@@ -132,6 +134,7 @@ class Engine:
     def tell_kv_events(self) -> None:
         """Pass on what has changed in the cache since the last time."""
         if events := self.kv_events.flush():
+            self.on_cache_change(events)
             self.on_kv_events(events)
 
     def when_settled(self, call: Callable[[], None]) -> None:
@@ -169,6 +172,7 @@ class Engine:
     def reset_prefix_cache(self) -> None:
         """Forget every prefix; what runs goes on."""
         self.pool.reset_prefix_cache()
+        self.tell_kv_events()
 
     def call_on_device(self, function: Callable[[], Result]) -> Result:
         """Run something between two steps, where the executor runs."""

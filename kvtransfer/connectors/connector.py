@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from stafette.kvtransfer.blocks import NO_EXTRAS, Extras
+from stafette.kvtransfer.events import KvEvent
 from stafette.kvtransfer.layout import BlockLayout
 
 if TYPE_CHECKING:
@@ -74,8 +75,8 @@ class Save:
     Nobody overwrites them before `release` was called, once, from any thread.
     """
 
-    request_id: str
-    first: int
+    request_id: str  # empty: of no request that knows of it (`saves_all`)
+    first: int  # a place in the prompt; without a request, 0
     parent: bytes  # the hash of the block before the first; ROOT when there is none
     hashes: tuple[bytes, ...]
     blocks: tuple[int, ...]
@@ -95,12 +96,16 @@ class KvConnector(ABC):
     """One way to other memory. Errors of the world end a load; they are never raised here."""
 
     name: str
+    saves_all: bool = False  # wants the blocks of every request, as soon as they are computed
     shares: tuple[KvShare, ...] = ()  # what was registered
 
     @classmethod
     @abstractmethod
     def of(cls, agent: "Agent | None", config: Any) -> "KvConnector":
         """Return one for this worker's agent; `config` is of its own class, None for defaults."""
+
+    def on_kv_events(self, emit: Callable[[KvEvent], None]) -> None:  # noqa: B027
+        """Tell of changes on tiers below the pool, from any thread. Comes before `register`."""
 
     # The scheduler's side. No method blocks.
 
@@ -130,6 +135,9 @@ class KvConnector(ABC):
 
         Comes for every request that was matched, began or was saved; a second time does no harm.
         """
+
+    def reset_cache(self) -> None:  # noqa: B027  may keep nothing
+        """Forget every block that is kept: the model's weights are others now."""
 
     # The worker's side.
 

@@ -26,6 +26,7 @@ from stafette.kvtransfer.connectors.connector import (
 from stafette.kvtransfer.connectors.countdown import Countdown, Once
 from stafette.kvtransfer.connectors.loading import Load, failed_load
 from stafette.kvtransfer.errors import InvalidValue, TransferError
+from stafette.kvtransfer.events import KvEvent
 
 _log = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -79,6 +80,7 @@ class MultiConnector(KvConnector):
 
     def __init__(self, members: Sequence[KvConnector]) -> None:
         self.members = tuple(members)
+        self.saves_all = any(member.saves_all for member in members)
         self.failures: Counter[str] = Counter()  # by member, of calls that raised
         self._pieces: dict[str, list[_Piece]] = {}  # by request, from its match on
 
@@ -93,6 +95,10 @@ class MultiConnector(KvConnector):
                 member.close()
             raise
         return cls(members)
+
+    def on_kv_events(self, emit: Callable[[KvEvent], None]) -> None:
+        for member in self.members:
+            member.on_kv_events(emit)
 
     # The scheduler's side
 
@@ -133,6 +139,10 @@ class MultiConnector(KvConnector):
             keep |= found.keep
             params.update(found.params)
         return Finish(keep, params)
+
+    def reset_cache(self) -> None:
+        for member in self.members:
+            self._ask(member, None, member.reset_cache)
 
     # The worker's side
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "null": ("null", "NullConnector"),
     "p2p": ("p2p.connector", "P2pConnector"),
+    "tiered": ("tiered", "TieredConnector"),
     "multi": ("multi", "MultiConnector"),
 }
 NAMES = tuple(_HOMES)

@@ -4,13 +4,14 @@ After every step it looks which blocks of its prompts can be found in the pool: 
 has computed, and those that were cached before. They are pinned until the connector lets them go.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 
 from stafette.kvtransfer.blocks import ROOT
 from stafette.kvtransfer.connectors.connector import ALL_LAYERS, KvConnector, KvRequest, Save
+from stafette.kvtransfer.events import BlockStored, KvEvent
 from stafette.workers.engine import Engine
 from stafette.workers.errors import RequestError
 
@@ -61,6 +62,15 @@ class Exports:
         for each in self._under_way.values():
             self._pass_on(each)
 
+    def pass_on_all(self, events: Sequence[KvEvent]) -> None:
+        """Pass on whatever the pool can find since the last time, whosever it is."""
+        for event in events:
+            if isinstance(event, BlockStored) and event.tier == "device":
+                blocks = self._pool.match(event.hashes)
+                if blocks:
+                    hashes = event.hashes[: len(blocks)]
+                    self._save(Save("", 0, event.parent or ROOT, hashes, tuple(blocks), _nothing))
+
     def finish(self, request: KvRequest, reason: str = "") -> Exported:
         """Nothing more will come of a prompt; `reason` tells why, when not all has."""
         each = self._under_way.get(request.request_id)
@@ -80,20 +90,23 @@ class Exports:
         if not blocks:
             return
         each.end += len(blocks)
-        self._pool.pin(blocks)
-        self.counters.num_pinned += len(blocks)
         self.counters.passed_tokens += len(blocks) * request.block_size
-        save = Save(
-            request.request_id,
-            first,
-            request.hashes[first - 1] if first else ROOT,
-            request.hashes[first : each.end],
-            tuple(blocks),
-            partial(self._post, partial(self._let_go, blocks)),
-            request.params,
-        )
-        self._connector.save_layer(ALL_LAYERS, save)
+        parent = request.hashes[first - 1] if first else ROOT
+        hashes = request.hashes[first : each.end]
+        name, params = request.request_id, request.params
+        self._save(Save(name, first, parent, hashes, tuple(blocks), _nothing, params))
 
-    def _let_go(self, blocks: list[int]) -> None:
+    def _save(self, save: Save) -> None:
+        """Pin the blocks, and give them to the connector until it lets them go."""
+        self._pool.pin(save.blocks)
+        self.counters.num_pinned += len(save.blocks)
+        release = partial(self._post, partial(self._let_go, save.blocks))
+        self._connector.save_layer(ALL_LAYERS, replace(save, release=release))
+
+    def _let_go(self, blocks: tuple[int, ...]) -> None:
         self._pool.release(blocks)
         self.counters.num_pinned -= len(blocks)
+
+
+def _nothing() -> None:
+    pass

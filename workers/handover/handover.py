@@ -7,6 +7,7 @@ from functools import partial
 
 from stafette.kvtransfer.connectors.connector import KvConnector, KvRequest, KvShare
 from stafette.kvtransfer.errors import KvTransferError
+from stafette.kvtransfer.events import AllCleared, EventBatch
 from stafette.kvtransfer.layout import BlockLayout
 from stafette.workers.async_engine import AsyncEngine
 from stafette.workers.config import EngineConfig
@@ -40,6 +41,7 @@ class Handover:
         handover = cls(engine, connector)
         runner = engine.engine.executor.runner
         share = KvShare(runner.kv_memory(), block_layout(runner.kv_layout))
+        connector.on_kv_events(engine.engine.kv_events.add)
         await asyncio.to_thread(connector.register, [share])
         await engine.call(handover._attach)
         return handover
@@ -115,15 +117,22 @@ class Handover:
 
     def _attach(self, engine: Engine) -> None:
         engine.after_step = self._after_step
+        engine.on_cache_change = self._on_cache_change
 
     def _detach(self, engine: Engine) -> None:
-        engine.after_step = lambda: None
+        engine.after_step, engine.on_cache_change = _nothing, _nothing
         self.imports.close()
         self.exports.close()
 
     def _after_step(self) -> None:
         self.exports.after_step()
         self.imports.after_step()
+
+    def _on_cache_change(self, batch: EventBatch) -> None:
+        if any(isinstance(event, AllCleared) for event in batch.events):
+            self.connector.reset_cache()
+        if self.connector.saves_all:
+            self.exports.pass_on_all(batch.events)
 
     def _begin_import(
         self, wanted: KvRequest, engine: Engine, reply: Callable[[Pulled], None]
@@ -136,6 +145,10 @@ class Handover:
 
     def _abort_export(self, wanted: KvRequest) -> None:
         self.exports.finish(wanted, "the request was aborted")
+
+
+def _nothing(*_: object) -> None:
+    pass
 
 
 def check_config(config: EngineConfig) -> None:

@@ -324,7 +324,7 @@ def test_members_are_some_and_each_once(connectors):
 
 
 def test_unknown_name_lists_what_there_is():
-    with pytest.raises(InvalidValue, match="null, p2p, multi"):
+    with pytest.raises(InvalidValue, match="null, p2p, tiered, multi"):
         registry.make("nixl")
 
 

@@ -120,7 +120,10 @@ async def idle(handover) -> int:
 
 def request(name: str, length: int, seed: int = 0, **params) -> Request:
     pick = random.Random(seed)
-    tokens = [pick.randrange(100, 40_000) for _ in range(length)]
+    return request_of(name, [pick.randrange(100, 40_000) for _ in range(length)], **params)
+
+
+def request_of(name: str, tokens: list[int], **params) -> Request:
     wanted = {"temperature": 0.0, "max_tokens": 8, "ignore_eos": True} | params
     return Request(request_id=name, prompt_token_ids=tokens, params=SamplingParams(**wanted))
 
