@@ -62,7 +62,7 @@ class BlockHasher:
         self, tokens: TokenIds, parent: bytes = ROOT, extras: Extras = NO_EXTRAS
     ) -> list[bytes]:
         """Return the hashes of all full blocks of `tokens`, which follow the block `parent`."""
-        joined = self.hash_words(token_words(self._full(tokens)), parent, extras)
+        joined = self.hash_words(token_words(tokens), parent, extras)
         hashes: list[bytes] = np.frombuffer(joined, _HASH).tolist()
         return hashes
 
@@ -81,9 +81,6 @@ class BlockHasher:
     def fingerprint(self) -> bytes:
         """The same for all hashers of one key, block size and model, and for no others."""
         return self.hash_words(bytes(self.block_size * _TOKEN_BYTES))
-
-    def _full(self, tokens: TokenIds) -> TokenIds:
-        return tokens[: len(tokens) // self.block_size * self.block_size]
 
     def _chain(self, words: bytes, parent: bytes, digest: bytes) -> list[bytes]:
         hashes = []

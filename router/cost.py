@@ -5,13 +5,13 @@ comes while the target is busy with it waits longer, and whoever decodes there h
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from stafette.router.errors import InvalidValue
+from stafette.router.index import Overlap
 from stafette.router.request import Candidate, Cost, Option, Request, Source
 from stafette.router.transfer_cost import TransferConfig, tier_ms, transfer_ms
-
-_MAX_SOURCES = 8  # that are looked at for each target, those that hold most
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,13 +35,13 @@ class Terms:
     block_size: int
     expected_output_tokens: float
     crowding: float  # milliseconds that later ones wait for each one that a prompt is computed
-    sources: Sequence[Candidate]  # who could give blocks, those that hold most first
+    sources: Sequence[tuple[int, Candidate]]  # (blocks, who could give them), the most first
     cost: CostConfig
     transfer: TransferConfig
+    prompts: dict["_Alike", "Prompt"] = field(default_factory=dict)  # found in this decision
 
 
-@dataclass(frozen=True, slots=True)
-class Prompt:
+class Prompt(NamedTuple):
     """How a target would get a prompt's KV."""
 
     cached_blocks: int
@@ -55,6 +55,9 @@ class Prompt:
         return self.load_ms + self.pull_ms + self.prefill_ms
 
 
+_Alike = tuple[Overlap, int, str, str, int]
+
+
 def crowding(candidates: Sequence[Candidate], config: CostConfig) -> float:
     """Return how many milliseconds others lose for each one that a target is busy.
 
@@ -63,15 +66,30 @@ def crowding(candidates: Sequence[Candidate], config: CostConfig) -> float:
     """
     if not candidates:
         return 0.0
-    mean = sum(one.load.utilization for one in candidates) / len(candidates)
+    mean = sum([one.load.utilization for one in candidates]) / len(candidates)
     mean = min(mean, config.crowd_limit)
     return config.crowd_weight * mean / (1.0 - mean)
 
 
 def prompt_on(request: Request, candidate: Candidate, terms: Terms) -> Prompt:
-    """Return the fastest way to the prompt's KV on this target."""
+    """Return the fastest way to the prompt's KV on this target.
+
+    Most targets are alike in this: they hold the same, are equally fast, and equally near to those
+    who hold more.
+    """
+    spec = candidate.spec
+    alike = (candidate.overlap, id(candidate.performance), spec.host, spec.rack, spec.block_bytes)
+    found = terms.prompts.get(alike)
+    if found is None:
+        found = _prompt_on(request, candidate, terms)
+        if not any(candidate.overlap[1:]):  # else it may be a source itself, and not for itself
+            terms.prompts[alike] = found
+    return found
+
+
+def _prompt_on(request: Request, candidate: Candidate, terms: Terms) -> Prompt:
     own = _own_blocks(request, candidate, terms)
-    source = _best_source(candidate, own, terms) if terms.transfer.pull else None
+    source = _best_source(candidate, own, terms) if terms.sources else None
     if source is None:
         return own
     pulled = _pulled(request, candidate, source, own, terms)
@@ -81,21 +99,23 @@ def prompt_on(request: Request, candidate: Candidate, terms: Terms) -> Prompt:
 def option_on(request: Request, candidate: Candidate, terms: Terms) -> Option:
     """Return what it costs when one target does all of it."""
     prompt = prompt_on(request, candidate, terms)
-    own_ms = candidate.load.queue_ms + prompt.ms
+    cached_blocks, load_ms, pull_ms, prefill_ms, source = prompt
+    load = candidate.load
+    room = room_ms(request, candidate, terms) if load.used_blocks else 0.0
     parts = {
-        "queue": candidate.load.queue_ms,
-        "load": prompt.load_ms,
-        "pull": prompt.pull_ms,
-        "prefill": prompt.prefill_ms,
-        "crowd": prompt.prefill_ms * terms.crowding,
-        "stall": stall_ms(candidate, prompt.prefill_ms, terms),
-        "decode": decode_ms(request, candidate, terms),
-        "room": room_ms(request, candidate, terms),
+        "queue": load.queue_ms,
+        "load": load_ms,
+        "pull": pull_ms,
+        "prefill": prefill_ms,
+        "crowd": prefill_ms * terms.crowding,
+        "stall": stall_ms(candidate, prefill_ms, terms) if load.running else 0.0,
+        "decode": decode_ms(request, candidate, terms) if load.running else 0.0,
+        "room": room,
     }
-    cached = min(prompt.cached_blocks * terms.block_size, request.prompt_tokens - 1)
+    cached = min(cached_blocks * terms.block_size, request.prompt_tokens - 1)
+    ttft_ms = load.queue_ms + load_ms + pull_ms + prefill_ms + room
     cost = Cost(sum(parts.values()), parts)
-    ttft_ms = own_ms + parts["room"]
-    return Option(candidate.target, None, cost, ttft_ms, cached, prompt.source)
+    return Option(candidate.spec.cache.target, None, cost, ttft_ms, cached, source)
 
 
 def stall_ms(candidate: Candidate, prefill_ms: float, terms: Terms) -> float:
@@ -151,13 +171,16 @@ def _best_source(candidate: Candidate, own: Prompt, terms: Terms) -> Candidate |
     """Return who saves most time, at the price of a token without its attention."""
     block_ms = candidate.performance.prefill_ms_per_token * terms.block_size
     best, most_ms = None, 0.0
-    for source in terms.sources[:_MAX_SOURCES]:
-        count = source.overlap.total - own.cached_blocks
-        if count <= 0 or source.target == candidate.target:
+    for held, source in terms.sources:
+        count = held - own.cached_blocks
+        if count <= 0:
+            break  # nobody after it holds more
+        if source is candidate:
             continue
-        moved_ms = transfer_ms(source.spec, candidate.spec, count, terms.transfer)
-        if best is None or count * block_ms - moved_ms > most_ms:
-            best, most_ms = source, count * block_ms - moved_ms
+        saved_ms = count * block_ms
+        saved_ms -= transfer_ms(source.spec, candidate.spec, count, terms.transfer)
+        if saved_ms > most_ms:
+            best, most_ms = source, saved_ms
     return best
 
 

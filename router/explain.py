@@ -6,7 +6,7 @@ margin; when the truth comes, with the regret. The last ones stay in a ring.
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from stafette.router.errors import InvalidValue
@@ -33,12 +33,15 @@ class Decision:
     policy: str
     options: Sequence[Option]  # cheapest first
     chosen: Option
-    candidates: Mapping[str, Candidate]
+    candidates: Sequence[Candidate]
     left_out: Mapping[str, str]  # target -> reason
     best_cached_tokens: int  # that any candidate holds
     note: str = ""
     actual_cached_tokens: int | None = None
     actual_ttft_ms: float | None = None
+
+    def candidate(self, target: str) -> Candidate:
+        return next(one for one in self.candidates if one.target == target)
 
     @property
     def margin(self) -> float:
@@ -91,11 +94,11 @@ class Decision:
             "terms": dict(option.cost.terms),
             "ttft_ms": option.ttft_ms,
             "cached_tokens": option.cached_tokens,
-            "source": asdict(option.source) if option.source else None,
+            "source": option.source._asdict() if option.source else None,
         }
         for role in ("decode", "prefill"):
-            candidate = self.candidates.get(shown[role] or "")
-            if candidate is not None:
+            if shown[role] is not None:
+                candidate = self.candidate(shown[role])
                 shown[f"{role}_overlap"] = _overlap(candidate.overlap)
                 shown[f"{role}_load"] = _load(candidate.load)
         return shown
@@ -133,12 +136,11 @@ class Decisions:
         return len(self._kept)
 
     def add(self, decision: Decision) -> None:
-        kept = list(decision.options[: self._config.options])
-        if all(option is not decision.chosen for option in kept):
-            kept[-1] = decision.chosen
-        decision.options = kept
+        if len(decision.options) > self._config.options:
+            decision.options = self._shortened(decision)
         request_id = decision.request.request_id
-        self._kept.pop(request_id, None)
+        if request_id in self._kept:
+            del self._kept[request_id]
         self._kept[request_id] = decision
         if len(self._kept) > self._config.decisions:
             self._kept.popitem(last=False)
@@ -168,6 +170,12 @@ class Decisions:
             counters.actual_cached_tokens += cached_tokens
             counters.predicted_cached_tokens += decision.chosen.cached_tokens
 
+    def _shortened(self, decision: Decision) -> list[Option]:
+        kept = list(decision.options[: self._config.options])
+        if all(option is not decision.chosen for option in kept):
+            kept[-1] = decision.chosen
+        return kept
+
     def _count(self, decision: Decision) -> None:
         counters, chosen = self.counters, decision.chosen
         counters.decisions += 1
@@ -188,4 +196,4 @@ def _overlap(overlap: Overlap) -> dict[str, int]:
 
 
 def _load(load: LoadView) -> dict[str, float]:
-    return asdict(load)
+    return load._asdict()

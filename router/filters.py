@@ -13,32 +13,19 @@ class FilterConfig:
     max_used_share: float = 0.0  # of its blocks; 0: no bound
 
 
-@dataclass(frozen=True, slots=True)
-class Standing:
-    """A target, and what is known of it that may keep it out."""
-
-    spec: WorkerSpec
-    healthy: bool
-    draining: bool
-    load: LoadView
-
-
-def reason_against(request: Request, standing: Standing, config: FilterConfig) -> str | None:
+def reason_against(
+    request: Request, spec: WorkerSpec, load: LoadView, config: FilterConfig
+) -> str | None:
     """Return why the target cannot take the request, or None when it can."""
-    spec = standing.spec
     if request.pinned is not None and request.pinned != spec.target:
         return f"the request is pinned to {request.pinned}"
     if spec.cache.model != request.model:
         return f"serves model {spec.cache.model!r}"
     if request.lora and spec.loras is not None and request.lora not in spec.loras:
         return f"has no LoRA adapter {request.lora!r}"
-    if not spec.taints <= request.tolerations:
+    if spec.taints and not spec.taints <= request.tolerations:
         return f"is tainted: {', '.join(sorted(spec.taints - request.tolerations))}"
-    if not standing.healthy:
-        return "is not healthy"
-    if standing.draining:
-        return "is draining"
-    return _overload(spec, standing.load, config)
+    return _overload(spec, load, config)
 
 
 def _overload(spec: WorkerSpec, load: LoadView, config: FilterConfig) -> str | None:

@@ -3,8 +3,9 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from stafette.kvtransfer.blocks import HASH_BYTES
 from stafette.router.errors import UnknownTarget
-from stafette.router.filters import FilterConfig, Standing, reason_against
+from stafette.router.filters import FilterConfig, reason_against
 from stafette.router.index import NOTHING, Overlap
 from stafette.router.load import Load, LoadConfig
 from stafette.router.performance import Learner, Performance, StepReport
@@ -19,6 +20,13 @@ class Member:
     healthy: bool = True
     draining: bool = False
 
+    @property
+    def away(self) -> str | None:
+        """Why it takes no requests now, whatever they are."""
+        if not self.healthy:
+            return "is not healthy"
+        return "is draining" if self.draining else None
+
 
 @dataclass(slots=True)
 class Fleet:
@@ -28,6 +36,7 @@ class Fleet:
     load_config: LoadConfig
     filter_config: FilterConfig
     priors: Mapping[str, Performance]  # by worker class
+    always_shared: bool = False  # candidates tell what they share with the request
     members: dict[str, Member] = field(default_factory=dict)
     learners: dict[str, Learner] = field(default_factory=dict)
 
@@ -64,17 +73,19 @@ class Fleet:
     ) -> tuple[list[Candidate], dict[str, str]]:
         """Return who can take the request, and why the others cannot."""
         able, left_out = [], {}
+        num_blocks = len(request.chain) // HASH_BYTES
         for target, member in self.members.items():
-            performance = member.learner.performance
+            performance, spec = member.learner.performance, member.spec
             load = member.load.view(now, performance.prefill_ms_per_token)
-            standing = Standing(member.spec, member.healthy, member.draining, load)
-            reason = reason_against(request, standing, self.filter_config)
+            reason = member.away or reason_against(request, spec, load, self.filter_config)
             if reason is not None:
                 left_out[target] = reason
                 continue
+            # What is shared matters where blocks may run out: to look for it takes time.
+            tight = 0 < spec.total_blocks < load.used_blocks + 2 * num_blocks
+            shared = member.load.shared(request.chain) if tight or self.always_shared else 0
             overlap = overlaps.get(target, NOTHING)
-            shared = member.load.shared(request.chain)
-            able.append(Candidate(member.spec, overlap, load, performance, shared))
+            able.append(Candidate(spec, overlap, load, performance, shared))
         return able, left_out
 
     def least_queue_ms(self, request: Request, now: float) -> float:

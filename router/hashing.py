@@ -69,7 +69,8 @@ class PromptHasher:
         """Return the chain of the prompt's full blocks."""
         hasher = self.hashers.of(model)
         step = hasher.block_size * _WORD_BYTES
-        words = token_words(tokens[: len(tokens) // hasher.block_size * hasher.block_size])
+        words = token_words(tokens)
+        words = words[: len(words) // step * step]
         known = self._known(session, hasher, extras, words)
         start = len(known) // HASH_BYTES * step
         parent = known[-HASH_BYTES:] or ROOT

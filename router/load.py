@@ -7,6 +7,7 @@ as long as the request lives: nothing expires.
 from collections import OrderedDict
 from dataclasses import dataclass
 from math import exp
+from typing import NamedTuple
 
 from stafette.router.active import ActiveChains
 from stafette.router.errors import InvalidValue, UnknownReservation
@@ -35,8 +36,7 @@ class LoadReport:
     used_blocks: int
 
 
-@dataclass(frozen=True, slots=True)
-class LoadView:
+class LoadView(NamedTuple):
     """A target's load at one moment, as plain values."""
 
     queue_ms: float = 0.0  # until a prompt that comes now would begin
@@ -154,8 +154,9 @@ class Load:
 
     def view(self, now: float, ms_per_token: float = 0.0) -> LoadView:
         """Return the load; `ms_per_token` is for what others have queued there."""
-        self._watch(now)
-        queue_ms, tokens = self._booked(now)
+        if self._queue or self._utilization:
+            self._watch(now)
+        queue_ms, tokens = self._booked(now) if self._queue else (0.0, 0)
         running = len(self._running)
         used = self._chains.num_blocks + self._output_blocks
         report = self._report
@@ -186,8 +187,6 @@ class Load:
 
     def _booked(self, now: float) -> tuple[float, int]:
         """Return milliseconds and tokens of the queue, less what its head must have done by now."""
-        if not self._queue:
-            return 0.0, 0
         head = next(iter(self._queue.values())).stay
         done_ms = min(max(0.0, (now - self._head_began) * 1e3), head.prefill_ms)
         share = done_ms / head.prefill_ms if head.prefill_ms else 0.0

@@ -17,6 +17,8 @@ _DIGESTS = float(1 << 64)
 class Policy(ABC):
     """Made once; called for every request with what there is at that moment."""
 
+    wants_shared_blocks = False  # always; else only where blocks may run out
+
     @abstractmethod
     def options(
         self,

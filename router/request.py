@@ -1,8 +1,8 @@
 """What is to be placed, and what it can be placed on, as plain values."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Literal, get_args
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, get_args
 
 from stafette.router.errors import InvalidValue
 from stafette.router.index import NOTHING, CacheSpec, Overlap
@@ -63,14 +63,13 @@ class WorkerSpec:
         return self.cache.target
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+class Candidate(NamedTuple):
     """A target that can take a request, as it is now."""
 
     spec: WorkerSpec
     overlap: Overlap = NOTHING
     load: LoadView = IDLE
-    performance: Performance = field(default_factory=lambda: _TYPICAL_PERFORMANCE)
+    performance: Performance = _TYPICAL_PERFORMANCE
     shared_blocks: int = 0  # of the request's, in use there by others
 
     @property
@@ -78,25 +77,22 @@ class Candidate:
         return self.spec.cache.target
 
 
-@dataclass(frozen=True, slots=True)
-class Cost:
+class Cost(NamedTuple):
     """What a choice costs, lower is better; the terms add up to it."""
 
     total: float
     terms: Mapping[str, float]
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
-    """A target from which blocks are to be pulled: those from `first` on, `count` of them."""
+class Source(NamedTuple):
+    """A target from which blocks are to be pulled."""
 
     target: str
-    first: int
-    count: int
+    first: int  # block
+    blocks: int
 
 
-@dataclass(frozen=True, slots=True)
-class Option:
+class Option(NamedTuple):
     """One way to serve a request."""
 
     decode: str

@@ -79,6 +79,7 @@ class KvRouter:
         self.affinity = Affinity(config.affinity)
         self.fleet = Fleet(hashers.block_size, config.load, config.filters, config.priors)
         self._policy = make_policy(config.policy)
+        self.fleet.always_shared = self._policy.wants_shared_blocks
         self._clock = clock
         self.sharing = sharing or Sharing()
         self._output_tokens = float(config.expected_output_tokens)
@@ -171,7 +172,9 @@ class KvRouter:
             self.decisions.counters.rejected += 1
             raise NoCandidate(left_out)
         prefillers, decoders = by_role(able)
-        terms = self._terms(request, able)
+        held = [(one.overlap.total, one) for one in able]
+        most = max(map(_blocks, held))
+        terms = self._terms(request, able, _sources(held, most))
         options = self._policy.options(request, prefillers, decoders, terms)
         return Decision(
             request=request,
@@ -179,20 +182,23 @@ class KvRouter:
             policy=self.config.policy.name,
             options=options,
             chosen=self._choose(request, options, now),
-            candidates={one.target: one for one in able},
+            candidates=able,
             left_out=left_out,
-            best_cached_tokens=_most_cached(request, able, terms.block_size),
+            best_cached_tokens=min(most * terms.block_size, request.prompt_tokens - 1),
         )
 
-    def _terms(self, request: Request, able: Sequence[Candidate]) -> Terms:
+    def _terms(
+        self,
+        request: Request,
+        able: Sequence[Candidate],
+        sources: Sequence[tuple[int, Candidate]],
+    ) -> Terms:
         expected = request.expected_output_tokens
-        holders = [one for one in able if one.overlap.total] if self.config.transfer.pull else []
-        holders.sort(key=lambda one: -one.overlap.total)
         return Terms(
             block_size=self.fleet.block_size,
             expected_output_tokens=self._output_tokens if expected is None else expected,
             crowding=crowding(able, self.config.cost),
-            sources=holders[:_MOST_SOURCES],
+            sources=sources if self.config.transfer.pull else (),
             cost=self.config.cost,
             transfer=self.config.transfer,
         )
@@ -231,7 +237,7 @@ class KvRouter:
         uncached = request.prompt_tokens - chosen.cached_tokens
         terms = chosen.cost.terms
         own_ms = [terms.get(name, 0.0) for name in ("load", "pull", "prefill")]
-        computing = decision.candidates[chosen.computes]
+        computing = decision.candidate(chosen.computes)
         prefill_ms = sum(own_ms) or computing.performance.prefill_ms(uncached, chosen.cached_tokens)
         stay = Stay(request.prompt_tokens, uncached, prefill_ms, request.chain)
         stays = [(chosen.computes, stay)]
@@ -265,6 +271,15 @@ def _placement(request: Request, chosen: Option) -> Placement:
     )
 
 
-def _most_cached(request: Request, able: Sequence[Candidate], block_size: int) -> int:
-    most = max(one.overlap.total for one in able)
-    return min(most * block_size, request.prompt_tokens - 1)
+def _sources(held: Sequence[tuple[int, Candidate]], most: int) -> list[tuple[int, Candidate]]:
+    """Return who holds most blocks; only more than everybody holds is worth pulling."""
+    least = min(map(_blocks, held))
+    if most == least:
+        return []
+    more = [holder for holder in held if holder[0] > least]
+    more.sort(key=_blocks, reverse=True)
+    return more[:_MOST_SOURCES]
+
+
+def _blocks(holder: tuple[int, Candidate]) -> int:
+    return holder[0]

@@ -3,13 +3,10 @@
 import ctypes
 from functools import cache
 
-import numpy as np
-
 from stafette.kvtransfer.native import loading
 
 _NAME = "_hashing"
 _HASH_BYTES = 16
-_HASH = np.dtype(f"V{_HASH_BYTES}")
 _CHUNK_BYTES = 128
 _PERSON_BYTES = 16
 
@@ -46,10 +43,10 @@ class NativeChain:
         """Return the hashes of all full blocks of `words`, u32 little-endian token ids."""
         num_blocks = len(words) // block_bytes
         message = ctypes.create_string_buffer(2 * _HASH_BYTES + block_bytes + _CHUNK_BYTES)
-        out = np.empty(num_blocks, _HASH)
+        out = ctypes.create_string_buffer(num_blocks * _HASH_BYTES)
         state = ctypes.byref(self._state)
-        self._run(state, words, num_blocks, block_bytes, parent, extras, message, out.ctypes.data)
-        return out.tobytes()
+        self._run(state, words, num_blocks, block_bytes, parent, extras, message, out)
+        return out.raw
 
 
 def prepare(key: bytes, domain: bytes) -> NativeChain | None:

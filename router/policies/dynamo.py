@@ -33,6 +33,7 @@ class DynamoConfig:
 
 class DynamoPolicy(SimplePolicy):
     term = "blocks"
+    wants_shared_blocks = True
 
     def __init__(self, config: DynamoConfig) -> None:
         self._config = config

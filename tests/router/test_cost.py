@@ -33,7 +33,8 @@ def candidate(target="w", overlap=NOTHING, load=IDLE, shared=0, **options) -> Ca
 
 def terms(*sources, crowd=0.0, transfer=None, **cost) -> Terms:
     transfer = transfer or TransferConfig(pull=bool(sources))
-    return Terms(10, 20, crowd, sources, CostConfig(**cost), transfer)
+    held = [(one.overlap.total, one) for one in sources]
+    return Terms(10, 20, crowd, held, CostConfig(**cost), transfer)
 
 
 def cost_terms(one: Candidate, about: Terms) -> dict[str, float]:
@@ -116,7 +117,7 @@ def test_blocks_of_another_target_are_pulled_when_that_is_faster_than_computing(
     )
 
     assert (prompt.pull_ms, prompt.prefill_ms) == (4.0 + 12.0, 20.0)
-    assert (prompt.source.target, prompt.source.first, prompt.source.count) == ("s", 2, 6)
+    assert (prompt.source.target, prompt.source.first, prompt.source.blocks) == ("s", 2, 6)
 
 
 def test_slow_network_pulls_nothing():
@@ -143,6 +144,9 @@ def test_no_target_pulls_from_itself_or_from_who_has_less():
     less = candidate("b", overlap=Overlap(device=5))
 
     assert prompt_on(REQUEST, one, terms(one, less)).source is None
+    slow = candidate("a", overlap=Overlap(device=2, disk=5))
+    network = TransferConfig(disk_tier_gb_s=0.001)
+    assert prompt_on(REQUEST, slow, terms(slow, transfer=network)).source is None
 
 
 def test_same_host_is_before_same_rack_before_far():

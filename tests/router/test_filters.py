@@ -2,18 +2,17 @@
 
 import pytest
 
-from stafette.router.filters import FilterConfig, Standing, by_role, reason_against
+from stafette.router.filters import FilterConfig, by_role, reason_against
 from stafette.router.index import CacheSpec
 from stafette.router.load import LoadView
 from stafette.router.request import Candidate, Request, WorkerSpec
 
 
-def reason(load=None, healthy=True, draining=False, config=None, worker=None, **request):
+def reason(load=None, config=None, worker=None, **request):
     options = {"loras": frozenset({"x"}), "max_requests": 5, "total_blocks": 100} | (worker or {})
     spec = WorkerSpec(cache=CacheSpec(target="w", block_size=16, model="m"), **options)
-    standing = Standing(spec, healthy, draining, load or LoadView())
     asked = Request(request_id="r", prompt_tokens=10, **({"model": "m"} | request))
-    return reason_against(asked, standing, config or FilterConfig())
+    return reason_against(asked, spec, load or LoadView(), config or FilterConfig())
 
 
 def test_target_that_fits_is_not_filtered():
@@ -27,8 +26,6 @@ def test_target_that_fits_is_not_filtered():
         ({"model": "n"}, "serves model 'm'"),
         ({"lora": "y"}, "has no LoRA adapter 'y'"),
         ({"worker": {"taints": frozenset({"gpu-old", "zone-b"})}}, "is tainted: gpu-old, zone-b"),
-        ({"healthy": False}, "is not healthy"),
-        ({"draining": True}, "is draining"),
         ({"load": LoadView(waiting=2, running=3)}, "is full: 5 requests"),
         (
             {"load": LoadView(queued_tokens=11), "config": FilterConfig(max_queued_tokens=10)},

@@ -34,7 +34,8 @@ def one(target, overlap=0, **options) -> Candidate:
 
 
 def terms(*sources, crowd=0.0, network=NETWORK) -> Terms:
-    return Terms(10, 100, crowd, sources, CostConfig(), network)
+    held = [(one.overlap.total, one) for one in sources]
+    return Terms(10, 100, crowd, held, CostConfig(), network)
 
 
 def best(prefillers, decoders, about=None):
@@ -86,7 +87,7 @@ def test_prompt_is_pulled_from_a_third_target_and_computed_by_the_second():
     option = best([one("p")], [one("d", running=50)], terms(holder))
 
     assert option.prefill == "p"
-    assert (option.source.target, option.source.count) == ("holder", 90)
+    assert (option.source.target, option.source.blocks) == ("holder", 90)
     assert option.cached_tokens == 900
 
 

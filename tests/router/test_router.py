@@ -252,7 +252,7 @@ def test_blocks_of_a_busy_target_are_pulled():
     placement = router.place(request())
 
     assert placement.decode == "b"
-    assert (placement.source.target, placement.source.count) == ("a", 15)
+    assert (placement.source.target, placement.source.blocks) == ("a", 15)
     assert placement.cached_tokens == 150
     assert placement.ttft_ms == pytest.approx(50 + 1 + 0.15)
 
