@@ -1,12 +1,16 @@
 """How the workers of different engines speak: what their messages hold, and what they promise."""
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Literal, get_args
 
-from stafette.kvtransfer import events, vllm_events
+from stafette.kvtransfer import events
 from stafette.kvtransfer.errors import InvalidValue, MalformedMessage
 from stafette.kvtransfer.events import EventBatch
+from stafette.kvtransfer.vllm_events import VllmReader
+
+logger = logging.getLogger(__name__)
 
 DialectName = Literal["stafette", "vllm"]
 
@@ -23,7 +27,7 @@ class Dialect(ABC):
 
     @abstractmethod
     def request(self, start: int) -> int:
-        """Return what to ask for when batch `start` is the first that is missing; 0: everything."""
+        """Return the number to ask for when `start` is the first that is missing; 0: all of it."""
 
 
 class StafetteDialect(Dialect):
@@ -49,7 +53,8 @@ class VllmDialect(Dialect):
     """vLLM and SGLang number their batches from 0, and tell neither their name nor their epoch.
 
     Within one life numbers and times grow together. A batch whose number went back while its time
-    went on is therefore from a new life, and one whose time did not is a duplicate.
+    went on is therefore from a new life, and one whose time did not is a duplicate. So we ask again
+    for the last batch that we know: another one in its place, or none, shows another life.
     """
 
     heartbeats = False
@@ -59,9 +64,14 @@ class VllmDialect(Dialect):
         self._worker_id = worker_id
         self._life = 1
         self._newest = (0, 0.0)  # number and time
+        self._reader = VllmReader()
+        self._ignores = False
 
     def read(self, number: int, payload: bytes) -> EventBatch:
-        batch = vllm_events.decode(payload)
+        batch = self._reader.read(payload)
+        if batch.ignored and not self._ignores:
+            self._ignores = True
+            logger.info("some events of %s are of no use here, and ignored", self._worker_id)
         seq = number + 1
         last_seq, last_time = self._newest
         if seq <= last_seq and batch.timestamp > last_time:
@@ -72,7 +82,7 @@ class VllmDialect(Dialect):
         return EventBatch(self._worker_id, self._life, seq, batch.timestamp, batch.events)
 
     def request(self, start: int) -> int:
-        return max(0, start - 1)
+        return max(0, start - 2)
 
 
 _DIALECTS: dict[DialectName, Callable[[str], Dialect]] = {

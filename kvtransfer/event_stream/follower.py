@@ -1,19 +1,13 @@
 """Puts one worker's batches in order, without gaps, and says what is missing. Knows no socket."""
 
-import logging
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 from stafette.kvtransfer.events import EventBatch
 
-logger = logging.getLogger(__name__)
-
-Value = TypeVar("Value")
-
 
 class EventHandler(Protocol):
-    """Whoever keeps the books of the workers' caches. All calls come from one thread."""
+    """Whoever keeps the books of the workers' caches. All calls come from one thread, in order."""
 
     def on_batch(self, batch: EventBatch) -> None:
         """Apply the worker's next batch; a snapshot stands for all that is cached: forget first."""
@@ -45,7 +39,8 @@ class Follower:
 
     Feed it with what arrives, live or replayed, in any order. When it is `behind`, replay from
     `start` on, and say when that is over. Without `snapshots` (vLLM) it cannot recover what the
-    worker's buffer no longer holds: then it resets the handler and goes on from what there is.
+    worker's buffer no longer holds: then it resets the handler and goes on from what there is. The
+    handler must not fail: `Delivery` is one that does not.
     """
 
     def __init__(
@@ -67,6 +62,10 @@ class Follower:
         self._lenient = not replays  # the next batch may have any number
 
     @property
+    def epoch(self) -> int | None:
+        return self._epoch
+
+    @property
     def behind(self) -> bool:
         return self._seq < self._gap_end
 
@@ -75,16 +74,16 @@ class Follower:
         """The first number that is missing; 0, which no batch has, for all of it."""
         return 0 if self._epoch is None else self._seq + 1
 
-    def take(self, batch: EventBatch) -> None:
-        """Deliver the batch if it is the next one."""
+    def take(self, batch: EventBatch, room: bool = True) -> None:
+        """Deliver the batch if it is the next one; without room for it, it counts as missing."""
         self.counters.received += 1
         if self._epoch not in (None, batch.epoch):
             self.reset()
         if batch.seq <= self._seq and not self._renews(batch):
             self.counters.duplicates += 1
-        elif batch.snapshot or batch.seq == self._seq + 1:
+        elif room and (batch.snapshot or batch.seq == self._seq + 1):
             self._deliver(batch)
-        elif self._lenient:
+        elif room and self._lenient:
             self.reset()
             self._deliver(batch)
         else:
@@ -109,13 +108,18 @@ class Follower:
         """Forget the worker's state, and have the handler forget it."""
         if self._epoch is not None:
             self.counters.resets += 1
-            self._tell(self._handler.on_reset, self.worker_id)
+            self._handler.on_reset(self.worker_id)
         self._forget()
+
+    def fail(self) -> None:
+        """The handler could not take a batch in: who knows what it made of it."""
+        self.counters.handler_errors += 1
+        self.reset()
 
     def lose(self) -> None:
         """The worker is gone, as far as anyone can tell."""
         self.counters.lost += 1
-        self._tell(self._handler.on_lost, self.worker_id)
+        self._handler.on_lost(self.worker_id)
         self._forget()
 
     def _renews(self, batch: EventBatch) -> bool:
@@ -127,18 +131,7 @@ class Follower:
         self._lenient = not self._replays
         self.counters.delivered += 1
         self.counters.snapshots += batch.snapshot
-        if not self._tell(self._handler.on_batch, batch):
-            self.reset()  # who knows what it made of the batch
+        self._handler.on_batch(batch)
 
     def _forget(self) -> None:
         self._epoch, self._seq, self._gap_end = None, 0, 0
-
-    def _tell(self, method: Callable[[Value], None], value: Value) -> bool:
-        """Call the handler; its failures are its own."""
-        try:
-            method(value)
-        except Exception:
-            self.counters.handler_errors += 1
-            logger.exception("the handler of %s's events failed", self.worker_id)
-            return False
-        return True

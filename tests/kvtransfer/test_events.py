@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stafette.kvtransfer import events, vllm_events
+from stafette.kvtransfer import events
 from stafette.kvtransfer.errors import InvalidValue, MalformedMessage
 from stafette.kvtransfer.events import (
     AllCleared,
@@ -71,21 +71,12 @@ plain = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
     max_leaves=6,
 )
-vllm_names = st.sampled_from(["BlockStored", "BlockRemoved", "AllBlocksCleared"])
 
 
 @given(st.sampled_from(["stored", "removed", "cleared"]), st.lists(plain, max_size=6))
 def test_no_event_can_make_the_reader_fail_otherwise(tag, fields):
     with suppress(MalformedMessage):
         decode(msgpack.packb([*GOOD[:5], [[tag, *fields]]]))
-
-
-@given(vllm_names, st.lists(plain, max_size=7), st.booleans())
-def test_no_vllm_event_can_make_the_reader_fail_otherwise(name, values, mapped):
-    names = ["block_hashes", "parent_block_hash", "token_ids", "block_size", "lora_id", "medium"]
-    event = {"type": name, **dict(zip(names, values, strict=False))} if mapped else [name, *values]
-    with suppress(MalformedMessage):
-        vllm_events.decode(msgpack.packb([1.0, [event]]))
 
 
 @pytest.mark.parametrize(
@@ -166,87 +157,3 @@ def test_message_above_the_limit_is_neither_written_nor_read(monkeypatch):
         encode(batch)
     with pytest.raises(MalformedMessage, match="at most 100 bytes, not 101"):
         decode(bytes(101))
-
-
-def test_vllm_events_are_read_as_lists():
-    data = msgpack.packb(
-        [
-            1.5,
-            [
-                ["BlockStored", [7, b"x" * 32], None, [1, 2, 3, 4], 2, None, "GPU", "lora-a"],
-                ["BlockStored", [8], 7, [5, 6], 2, 3],
-                ["BlockStored", [8], None, [], 0, None, "CPU_TIER1"],  # offloaded: no tokens
-                ["BlockRemoved", [7], "CPU"],
-                ["BlockRemoved", [-1]],
-                ["AllBlocksCleared"],
-            ],
-            3,
-        ]
-    )
-
-    batch = vllm_events.decode(data)
-
-    seven = (7).to_bytes(8, "little")
-    eight = (8).to_bytes(8, "little")
-    assert (batch.timestamp, batch.dp_rank) == (1.5, 3)
-    assert batch.events == (
-        BlockStored(None, (seven, b"x" * 32), "device", (1, 2, 3, 4), 2, "lora-a"),
-        BlockStored(seven, (eight,), "device", (5, 6), 2, "3"),
-        BlockStored(None, (eight,), "host"),
-        BlockRemoved((seven,), "host"),
-        BlockRemoved((b"\xff" * 8,), None),
-        AllCleared(),
-    )
-
-
-def test_vllm_events_are_read_as_maps_with_fields_of_newer_versions():
-    stored = {
-        "type": "BlockStored",
-        "block_hashes": [b"h" * 32],
-        "parent_block_hash": b"p" * 32,
-        "token_ids": [1, 2],
-        "block_size": 2,
-        "lora_id": None,
-        "medium": "GPU",
-        "lora_name": None,
-        "group_idx": 0,
-    }
-    removed = {"type": "BlockRemoved", "block_hashes": [b"h" * 32], "medium": None}
-    data = msgpack.packb([1.0, [stored, removed, {"type": "AllBlocksCleared"}]])
-
-    assert vllm_events.decode(data).events == (
-        BlockStored(b"p" * 32, (b"h" * 32,), "device", (1, 2), 2),
-        BlockRemoved((b"h" * 32,), None),
-        AllCleared(),
-    )
-
-
-def test_vllm_batches_are_read_as_maps():
-    data = msgpack.packb({"ts": 2.5, "events": [["AllBlocksCleared"]], "data_parallel_rank": 1})
-
-    assert vllm_events.decode(data) == vllm_events.VllmBatch(2.5, (AllCleared(),), 1)
-    assert vllm_events.decode(msgpack.packb({"ts": 2.5, "events": []})).dp_rank == 0
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [
-        [],
-        {"ts": 1.0},
-        {"ts": 1.0, "events": [], "data_parallel_rank": "0"},
-        [1.0],
-        [1.0, [], 0, 0],
-        ["1.0", [], 0],
-        [1.0, [], -1],
-        [1.0, [["BlockStored", [1], None, [1, 2, 3], 2, None]]],
-        [1.0, [["BlockStored", [1.5], None, [1, 2], 2, None]]],
-        [1.0, [["BlockStored", [1], None, [1, 2], 2, None, "TAPE"]]],
-        [1.0, [["BlockStored", [1]]]],
-        [1.0, [["BlockMoved", [1]]]],
-        [1.0, [{"block_hashes": [1]}]],
-        [1.0, [{"type": "BlockRemoved"}]],
-    ],
-)
-def test_what_vllm_would_not_send_is_malformed(fields):
-    with pytest.raises(MalformedMessage):
-        vllm_events.decode(msgpack.packb(fields))

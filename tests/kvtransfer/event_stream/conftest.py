@@ -16,6 +16,7 @@ from stafette.kvtransfer.event_stream.subscriber import EventSubscriber
 
 DEADLINE_S = 20.0
 WORKER = Path(__file__).with_name("worker_process.py")
+VLLM_WORKER = Path(__file__).with_name("vllm_process.py")
 
 
 class Books:
@@ -72,12 +73,14 @@ class Books:
 
 
 class WorkerProcess:
-    """Speaks to worker_process.py, line by line."""
+    """Speaks to worker_process.py or vllm_process.py, line by line."""
 
-    def __init__(self, epoch: int = 1, address: str = "", replay_address: str = "", **options):
+    def __init__(
+        self, epoch: int = 1, address: str = "", replay_address: str = "", script=WORKER, **options
+    ):
         settings = {"epoch": epoch, "address": address, "replay_address": replay_address}
         self._process = subprocess.Popen(
-            [sys.executable, str(WORKER), json.dumps(settings | options)],
+            [sys.executable, "-P", str(script), json.dumps(settings | options)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -128,6 +131,16 @@ def start_worker():
         worker.kill()
 
 
+@pytest.fixture(params=["lists", "maps"])
+def start_vllm(start_worker, request):
+    """Start a stand-in for a stock vLLM worker, of the older form or the newer one."""
+
+    def start(*args, **options) -> WorkerProcess:
+        return start_worker(*args, script=VLLM_WORKER, is_new=request.param == "maps", **options)
+
+    return start
+
+
 @pytest.fixture
 def subscribe():
     subscribers = []
@@ -140,6 +153,7 @@ def subscribe():
     for subscriber in subscribers:
         subscriber.close()
         assert not subscriber._thread.is_alive()
+        assert not subscriber._delivery.thread.is_alive()
 
 
 @pytest.fixture(scope="session")

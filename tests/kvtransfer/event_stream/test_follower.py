@@ -105,16 +105,37 @@ def test_a_lost_worker_comes_back_by_a_snapshot(follow):
     assert (follower.behind, follower.start) == (True, 0)
 
 
-def test_a_handler_that_fails_gets_a_snapshot(follow):
-    follower, books = follow(batch(1))
-    books.on_batch = None  # cannot be called
+def test_a_handler_that_failed_forgets_and_gets_a_snapshot(follow):
+    follower, books = follow(batch(1), batch(2))
 
-    follower.take(batch(2))
+    follower.fail()
     follower.take(batch(3))
 
-    assert books.calls == [1, "reset"]
+    assert books.calls == [1, 2, "reset"]
     assert follower.counters.handler_errors == 1
     assert (follower.behind, follower.start) == (True, 0)
+
+
+def test_a_batch_for_which_there_is_no_room_is_missing(follow):
+    follower, books = follow(batch(1))
+
+    follower.take(batch(2), room=False)
+
+    assert books.calls == [1]
+    assert (follower.behind, follower.start, follower.counters.gaps) == (True, 2, 1)
+    replay(follower, batch(2))
+    assert books.calls == [1, 2]
+    assert not follower.behind
+
+
+def test_without_replays_what_there_was_no_room_for_is_given_up_with_the_next_one(follow):
+    follower, books = follow(batch(4), snapshots=False, replays=False)
+
+    follower.take(batch(5), room=False)
+    follower.take(batch(6))
+
+    assert books.calls == [4, "reset", 6]
+    assert not follower.behind
 
 
 def test_without_snapshots_what_the_buffer_lacks_is_given_up(follow):
