@@ -27,7 +27,7 @@ _U32_END = 1 << 32
 class BlockStored:
     """Blocks that can be found now, each the child of the one before it."""
 
-    parent: bytes | None  # of the first; None when it begins a sequence
+    parent: bytes | None  # of the first; None when it begins a sequence, or nobody told
     hashes: tuple[bytes, ...]
     tier: Tier = "device"
     token_ids: tuple[int, ...] = ()  # from workers whose hashes are not ours: to compute ours

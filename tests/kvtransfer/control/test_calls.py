@@ -1,6 +1,7 @@
 """Questions and answers: each caller gets its own, in time, and only typed errors come back."""
 
 import logging
+import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -22,6 +23,14 @@ from stafette.kvtransfer.errors import (
 BOTH_WAYS = pytest.mark.parametrize("host_id", ["this host", "another host"])  # Unix, TCP
 
 
+def has_ipv6() -> bool:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True
+
+
 @BOTH_WAYS
 def test_an_answer_comes_back_and_the_operation_knows_who_asked(start_owner, reach, host_id):
     owner = start_owner()
@@ -33,6 +42,11 @@ def test_an_answer_comes_back_and_the_operation_knows_who_asked(start_owner, rea
     assert owner.counters().calls == {"who": 1, "echo": 1}
     (peer,) = owner.peers
     assert (peer.peer.name, peer.metadata) == ("reader", b"the reader's metadata")
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="this host has no IPv6")
+def test_an_owner_may_listen_on_ipv6(start_owner, reach):
+    assert reach(start_owner(host="::1"), host_id="elsewhere").call("echo", 1, 10) == 1
 
 
 @BOTH_WAYS
