@@ -33,9 +33,8 @@ from stafette.kvtransfer.transport import (
 from stafette.kvtransfer.transports.two_sided.media import Media, gpu_of
 from stafette.kvtransfer.transports.two_sided.puller import Puller
 from stafette.kvtransfer.transports.two_sided.sender import MAX_PART_BYTES, Sender
-from stafette.kvtransfer.transports.visits.lanes import LaneLink
-from stafette.kvtransfer.transports.visits.reception import Reception
-from stafette.kvtransfer.transports.visits.talk import Talk
+from stafette.kvtransfer.transports.visits.lanes import LaneLink, Links
+from stafette.kvtransfer.transports.visits.reception import Reception, Visitor
 
 _MIN_PART_BYTES = 4 << 10
 _KINDS: frozenset[RegionKind] = frozenset({"host", "cuda"})
@@ -72,10 +71,11 @@ class TorchDistTransport(Transport):
         config: TorchDistConfig = TorchDistConfig(),
         media: Media | None = None,
     ) -> None:
-        self._surroundings = surroundings
         self._config = config
         self._media = Media() if media is None else media
-        self._reception = Reception(self.name, self._make_sender, config.max_visits)
+        self._links = Links()
+        gate, most = surroundings.gate, config.max_visits
+        self._reception = Reception(self.name, gate, self._make_sender, most)
 
     def endpoint(self) -> object:
         return self._media.names()
@@ -98,13 +98,14 @@ class TorchDistTransport(Transport):
         def make_worker() -> Puller:
             return Puller(peer, control, self._media, self._config)
 
-        return LaneLink(peer.name, make_worker, self._config.lanes)
+        return self._links.add(LaneLink(peer.name, make_worker, self._config.lanes))
 
     def accept(self, connection: socket.socket, peer: PeerInfo) -> None:
         self._reception.receive(connection, peer)
 
     def close(self) -> None:
+        self._links.close()
         self._reception.close(self._config.close_timeout_s)
 
-    def _make_sender(self, talk: Talk, peer: PeerInfo) -> Sender:
-        return Sender(talk, self._surroundings.gate, peer, self._media)
+    def _make_sender(self, visitor: Visitor) -> Sender:
+        return Sender(visitor, self._media)

@@ -4,28 +4,28 @@ import time
 
 from stafette.kvtransfer.errors import MalformedMessage
 from stafette.kvtransfer.strict import exact, number, whole
-from stafette.kvtransfer.transport import Claim, Gate, PeerInfo
+from stafette.kvtransfer.transport import Claim
 from stafette.kvtransfer.transports.cuts import Cuts
 from stafette.kvtransfer.transports.two_sided.board import PUT, Board
 from stafette.kvtransfer.transports.two_sided.media import End, Media
 from stafette.kvtransfer.transports.two_sided.pipe import OWNER
 from stafette.kvtransfer.transports.two_sided.pools import Streams, pool_of
 from stafette.kvtransfer.transports.two_sided.stream import Digest, Stream
-from stafette.kvtransfer.transports.visits.reception import Host, answer
-from stafette.kvtransfer.transports.visits.talk import READ, Question, Talk
+from stafette.kvtransfer.transports.visits.reception import Host, Visitor
+from stafette.kvtransfer.transports.visits.talk import READ, Question
 
 JOIN, TAKEN = "join", "taken"
 MAX_PART_BYTES = 64 << 20
 _MAX_JOIN_S = 60.0
 _LONGEST_JOB_S = 600.0  # then a reader that takes nothing has lost its pipe
 _MAX_DEVICES = 1 << 16
+_NO_GREETING = 0
 
 
 class Sender(Host):
-    def __init__(self, talk: Talk, gate: Gate, peer: PeerInfo, media: Media) -> None:
-        self._talk = talk
-        self._gate = gate
-        self._peer = peer
+    def __init__(self, visitor: Visitor, media: Media) -> None:
+        self._visitor = visitor
+        self._talk = visitor.talk
         self._media = media
         self._streams = Streams()
         self._stream: Stream | None = None
@@ -77,7 +77,7 @@ class Sender(Host):
             stream.send(cuts, pool, digest, lambda: self._hear_taken(deadline))
             return digest.value()
 
-        answer(self._talk, self._gate, self._peer, question, move)
+        self._visitor.answer(question, _NO_GREETING, move)
 
     def _joined(self) -> Stream:
         if self._stream is None:

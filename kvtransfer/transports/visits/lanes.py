@@ -25,17 +25,26 @@ _CLOSE_S = 10.0
 class Turn:
     """A job in the hands of a worker. Until it has begun to write, the job can end without it."""
 
-    def __init__(self, job: ReadJob, stopped: Callable[[ReadJob], bool]) -> None:
+    def __init__(self, job: ReadJob, link: "LaneLink") -> None:
         self.job = job
-        self._stopped = stopped
+        self._link = link
         self._begun = False
         self._ended = False
         self._lock = threading.Lock()
 
+    @property
+    def link_closed(self) -> bool:
+        return self._link.closed
+
     def check(self) -> None:
         """Raise TimeoutError when the job was stopped, or the link closed."""
-        if self._stopped(self.job) or time.monotonic() >= self.job.deadline:
+        stopped = self.job.stop.value or self._link.closed
+        if stopped or time.monotonic() >= self.job.deadline:
             raise TimeoutError
+
+    def error_of(self, error: Exception) -> TransferError:
+        """Return how the job ends when its work broke off with that."""
+        return self._link.error_of(self.job, error)
 
     def begin(self) -> None:
         """Say that from here on the destination is written; TimeoutError when it must not be."""
@@ -91,7 +100,7 @@ class LaneLink(Link):
         self._began: dict[ReadJob, float] = {}
         self._lanes: list[_Lane] = []
         self._idle = 0
-        self._closed = False
+        self.closed = False
         self._changed = threading.Condition()
 
     def start(self, job: ReadJob) -> None:
@@ -117,7 +126,7 @@ class LaneLink(Link):
 
     def close(self) -> None:
         with self._changed:
-            self._closed = True
+            self.closed = True
             waiting, lanes = list(self._waiting), list(self._lanes)
             self._waiting.clear()
             self._changed.notify_all()
@@ -134,24 +143,23 @@ class LaneLink(Link):
         """Return the job that waits longest; None when the link is closed."""
         with self._changed:
             self._idle += 1
-            while not self._waiting and not self._closed:
+            while not self._waiting and not self.closed:
                 self._changed.wait()
             self._idle -= 1
-            return None if self._closed else self._waiting.popleft()
-
-    def stopped(self, job: ReadJob) -> bool:
-        return self._closed or bool(job.stop.value)
+            return None if self.closed else self._waiting.popleft()
 
     def forget(self, job: ReadJob) -> None:
         self._began.pop(job, None)
 
     def error_of(self, job: ReadJob, error: Exception) -> TransferError:
         """Return how a job ended whose work broke off."""
-        if self._closed:
+        if self.closed:
             return PeerLost(self._peer, _CLOSED)
         if job.stop.value or isinstance(error, TimeoutError):
             return self._given_up(job)
         if isinstance(error, TransferError):
+            # Whoever keeps the error would keep our frames, and the buffers there.
+            error.__traceback__ = error.__cause__ = error.__context__ = None
             return error
         if isinstance(error, MalformedMessage):
             return PeerLost(self._peer, f"it does not speak our protocol ({error})")
@@ -169,7 +177,7 @@ class LaneLink(Link):
 
     def _take(self, job: ReadJob) -> TransferError | None:
         """The lock is held. Return why the job cannot be taken."""
-        if self._closed:
+        if self.closed:
             return PeerLost(self._peer, _CLOSED)
         if len(self._waiting) >= self._idle and len(self._lanes) < self._most_lanes:
             try:
@@ -181,6 +189,25 @@ class LaneLink(Link):
         self._waiting.append(job)
         self._changed.notify()
         return None
+
+
+class Links:
+    """The links of a transport, so that it can end them."""
+
+    def __init__(self) -> None:
+        self._links: set[LaneLink] = set()
+        self._lock = threading.Lock()
+
+    def add(self, link: LaneLink) -> LaneLink:
+        with self._lock:
+            self._links = {each for each in self._links if not each.closed} | {link}
+        return link
+
+    def close(self) -> None:
+        with self._lock:
+            links, self._links = self._links, set()
+        for link in links:
+            link.close()
 
 
 class _Lane:
@@ -201,7 +228,7 @@ class _Lane:
             if turn is None or job not in (turn.job, None):
                 return
             self._worker.interrupt()
-            error = self._link.error_of(turn.job, TimeoutError())
+            error = turn.error_of(TimeoutError())
         turn.give_up(error)
 
     def join(self, deadline: float) -> None:
@@ -213,7 +240,7 @@ class _Lane:
     def _run(self) -> None:
         try:
             while (job := self._link.next_job()) is not None:
-                self._do(Turn(job, self._link.stopped))
+                self._do(Turn(job, self._link))
         finally:
             self._worker.close()
 
@@ -226,7 +253,7 @@ class _Lane:
             worked = True
             over = self._worker.work(turn)
         except Exception as broke:  # the edge of this thread
-            error = self._link.error_of(turn.job, broke)
+            error = turn.error_of(broke)
             sound = not worked or isinstance(broke, TransferError)
         with self._lock:
             self._turn = None

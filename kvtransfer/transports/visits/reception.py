@@ -6,6 +6,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from stafette.kvtransfer.control.remote_errors import pack_error
 from stafette.kvtransfer.errors import MalformedMessage, TransferError
@@ -31,13 +32,35 @@ class Host(ABC):
         """Give everything back; `serve` has ended."""
 
 
+@dataclass(frozen=True, slots=True)
+class Visitor:
+    """Who is here, and what stands between it and the blocks."""
+
+    peer: PeerInfo
+    talk: Talk
+    gate: Gate
+
+    def answer(self, question: Question, greeting: int, move: Callable[[Claim], int]) -> None:
+        """Hold the blocks while `move` lets them go; then say whether they stayed as they were."""
+        try:
+            with self.gate.claim(self.peer.name, question.lease_id, question.source) as claim:
+                self.talk.say(GO, greeting)
+                digest = move(claim)
+                claim.check()
+        except TransferError as error:
+            self.talk.say(NO, pack_error(error))
+        else:
+            self.talk.say(DONE, digest)
+
+
 class Reception:
     """Takes in visitors, up to a number of them."""
 
     def __init__(
-        self, name: str, make_host: Callable[[Talk, PeerInfo], Host], max_visits: int
+        self, name: str, gate: Gate, make_host: Callable[[Visitor], Host], max_visits: int
     ) -> None:
         self._name = name
+        self._gate = gate
         self._make_host = make_host
         self._max_visits = max_visits
         self._visits: dict[threading.Thread, tuple[Talk, Host]] = {}
@@ -83,7 +106,7 @@ class Reception:
             if len(self._visits) >= self._max_visits:
                 _log.warning("%s: turned %s away: too many visits", self._name, peer.name)
                 return None
-            host = self._make_host(talk, peer)
+            host = self._make_host(Visitor(peer, talk, self._gate))
             self._visits[threading.current_thread()] = talk, host
         return host
 
@@ -94,18 +117,3 @@ class Reception:
         finally:
             with self._lock:
                 self._visits.pop(threading.current_thread(), None)
-
-
-def answer(
-    talk: Talk, gate: Gate, peer: PeerInfo, question: Question, move: Callable[[Claim], object]
-) -> None:
-    """Hold the blocks while `move` lets them go; then say whether they stayed as they were."""
-    try:
-        with gate.claim(peer.name, question.lease_id, question.source) as claim:
-            talk.say(GO)
-            digest = move(claim)
-            claim.check()
-    except TransferError as error:
-        talk.say(NO, pack_error(error))
-    else:
-        talk.say(DONE, digest)

@@ -2,7 +2,7 @@
 
     reader                                         owner
     READ lease, ranges, verify, time left      ->
-                                               <-  GO             from here on it holds the blocks
+                                               <-  GO greeting    from here on it holds the blocks
               the bytes travel, in the transport's own way
     SENT                                       ->                 where only the reader knows when
                                                <-  DONE digest    they stayed as the lease says

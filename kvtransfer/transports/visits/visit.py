@@ -8,7 +8,6 @@ from stafette.kvtransfer.transports.visits.talk import (
     DONE,
     GO,
     NO,
-    SENT,
     Question,
     Talk,
     refusal,
@@ -21,28 +20,21 @@ class Visit:
     def __init__(self, control: PeerControl, purpose: str, timeout_s: float) -> None:
         self.talk = Talk(control.dial(purpose, timeout_s))
 
-    def ask(self, job: ReadJob) -> None:
-        """Return when the owner holds the blocks."""
+    def ask(self, job: ReadJob) -> int:
+        """Return the owner's greeting, when it holds the blocks."""
         left_s = job.deadline - time.monotonic()
         question = Question(job.grant.lease_id, job.source, job.verify, left_s)
         self.talk.say(*question.pack())
-        self._expect(GO, job.deadline)
-
-    def tell_sent(self) -> None:
-        """Say that all bytes are here."""
-        self.talk.say(SENT)
+        return self._expect(GO, job.deadline)
 
     def closing_word(self, deadline: float) -> int:
         """Return the digest, when every byte was what the lease promised."""
-        (digest,) = self._expect(DONE, deadline)
-        if type(digest) is not int:
-            raise MalformedMessage("digest", "a whole number")
-        return digest
+        return self._expect(DONE, deadline)
 
-    def _expect(self, kind: str, deadline: float) -> list[object]:
+    def _expect(self, kind: str, deadline: float) -> int:
         match self.talk.hear(deadline):
-            case [str(found), *details] if found == kind and len(details) == (kind == DONE):
-                return details
+            case [str(found), int(value)] if found == kind:
+                return value
             case [str(found), error] if found == NO:
                 raise refusal(error)
-        raise MalformedMessage("answer", f"{kind}, or {NO} and an error")
+        raise MalformedMessage("answer", f"{kind} and a number, or {NO} and an error")

@@ -279,7 +279,7 @@ def test_job_that_writes_is_not_over_before_its_worker_has_left(link):
 
 def test_job_that_was_given_up_never_begins_to_write():
     job = Job()
-    turn = Turn(job, lambda job: False)
+    turn = Turn(job, LaneLink("p0", WaitingWorker, lanes=1))
 
     turn.give_up(TransferCancelled("p0"))
 

@@ -11,7 +11,7 @@ import pytest
 from stafette.kvtransfer.errors import LeaseEnded, MalformedMessage, StaleBlocks, TransferError
 from stafette.kvtransfer.extents import Extents
 from stafette.kvtransfer.transport import Grant, PeerInfo, ReadJob
-from stafette.kvtransfer.transports.visits.reception import Host, Reception, answer
+from stafette.kvtransfer.transports.visits.reception import Host, Reception
 from stafette.kvtransfer.transports.visits.talk import GO, Question, Talk, TalkEnded
 from stafette.kvtransfer.transports.visits.visit import Visit
 
@@ -57,14 +57,14 @@ class Control:
 class ReadingHost(Host):
     """Answers questions; the bytes are `moved` by the test."""
 
-    def __init__(self, talk, peer, gate, moved) -> None:
-        self.talk, self.peer, self.gate, self.moved = talk, peer, gate, moved
+    def __init__(self, visitor, moved) -> None:
+        self.visitor, self.moved = visitor, moved
         self.stopped = self.closed = 0
 
     def serve(self):
         while True:
-            question = Question.read(self.talk.hear())
-            answer(self.talk, self.gate, self.peer, question, self.moved)
+            question = Question.read(self.visitor.talk.hear())
+            self.visitor.answer(question, 5, self.moved)
 
     def stop(self):
         self.stopped += 1
@@ -77,15 +77,14 @@ class House:
     """A reception, its hosts, and a way to visit it."""
 
     def __init__(self, tcp_pair, gate, max_visits=8) -> None:
-        self.gate = gate
         self.hosts = []
         self.moving = threading.Event()
-        self.reception = Reception("test", self._make_host, max_visits)
+        self.reception = Reception("test", gate, self._make_host, max_visits)
         self.control = Control(tcp_pair, self.reception)
         self.talks = []
 
-    def _make_host(self, talk, peer):
-        self.hosts.append(ReadingHost(talk, peer, self.gate, self._move))
+    def _make_host(self, visitor):
+        self.hosts.append(ReadingHost(visitor, self._move))
         return self.hosts[-1]
 
     def _move(self, claim):
@@ -114,7 +113,7 @@ def house(tcp_pair, gate):
 def test_blocks_are_held_from_go_to_the_closing_word(house, gate):
     visit, job = house.visit(), Job()
 
-    visit.ask(job)
+    assert visit.ask(job) == 5
     assert gate.held == 1
     house.moving.set()
 
@@ -242,7 +241,7 @@ def test_answer_of_another_kind_is_malformed(tcp_pair):
     control = Control(lambda: (ours, theirs), None)
     control.dial = lambda purpose, timeout_s: ours
     visit = Visit(control, "test", PATIENCE_S)
-    owner.say(GO, "too much")
+    owner.say(GO, "no number")
 
     with pytest.raises(MalformedMessage, match="expected go"):
         visit.ask(Job())
