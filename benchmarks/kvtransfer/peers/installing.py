@@ -19,8 +19,8 @@ _MARKER = "installed.txt"  # written last: an interrupted installation starts af
 
 
 def nixl(folder: Path, install: bool) -> Path:
-    """Return a Python that has NIXL."""
-    return _environment(folder / "nixl", NIXL, ["numpy", "msgpack"], install)
+    """Return a Python that has NIXL, and what `stafette.kvtransfer` needs beside it."""
+    return _environment(folder / "nixl", NIXL, ["numpy", "msgpack", "xxhash"], install)
 
 
 def mooncake(folder: Path, install: bool) -> tuple[Path, dict[str, str]]:
@@ -44,7 +44,7 @@ def iperf3(folder: Path, install: bool) -> tuple[str, dict[str, str]]:
 
 def _environment(home: Path, packages: Sequence[str], needs: Sequence[str], install: bool) -> Path:
     """Return the Python of an environment with these packages, and only what they really need."""
-    marker, python, wanted = home / _MARKER, home / "bin" / "python", " ".join(packages)
+    marker, python, wanted = home / _MARKER, home / "bin" / "python", " ".join([*packages, *needs])
     if marker.exists() and marker.read_text() == wanted:
         return python
     _may_install(install, wanted, home)
