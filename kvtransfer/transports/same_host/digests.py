@@ -8,15 +8,19 @@ import xxhash
 from stafette.kvtransfer.errors import TransferError
 from stafette.kvtransfer.extents import Extents
 from stafette.kvtransfer.regions import LocalRegion
+from stafette.kvtransfer.transports import gpu_bytes
 from stafette.kvtransfer.transports.same_host import plain
 
 DIGEST_BYTES = 16
 
 
 def digest(region: LocalRegion, extents: Extents) -> bytes:
-    """Return the checksum of ranges that lie within a region of host memory or of a file."""
+    """Return the checksum of ranges that lie within a region, of any kind."""
     hasher = xxhash.xxh3_128()
-    if region.memory is None:
+    if region.info.kind == "cuda":
+        for view in gpu_bytes.in_order(region, extents):
+            hasher.update(view)
+    elif region.memory is None:
         for part in _in_file(region, extents):
             hasher.update(part)
     else:
