@@ -62,7 +62,9 @@ class Reading:
             return
         self._tried.add(route.transport)
         job = _Job(self, grant, route, self._clock())
-        transfer.started(route.transport, lambda: link.interrupt(job))
+        transfer.started(
+            route.transport, lambda: link.interrupt(job), lambda until: link.lend(job, until)
+        )
         link.start(job)
 
     def ended(self, job: "_Job", error: TransferError | None) -> None:

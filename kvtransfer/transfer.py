@@ -3,6 +3,7 @@
 import ctypes
 import itertools
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -95,6 +96,7 @@ class Transfer:
         self._error: TransferError | None = None
         self._settled = False
         self._interrupt: Callable[[], None] | None = None
+        self._lend: Callable[[float], None] | None = None
         self._on_settled: list[Callable[[Transfer], None]] = []
         self._lock = threading.Lock()
         self._ended = _Flag()
@@ -114,7 +116,12 @@ class Transfer:
 
     def wait(self, timeout_s: float | None = None) -> bool:
         """Return True when done, False when still pending; raise the error that ended it."""
-        self._ended.wait(timeout_s)
+        until = math.inf if timeout_s is None else time.monotonic() + timeout_s
+        lend = self._lend
+        if lend is not None and self._state is TransferState.PENDING:
+            lend(until)
+        left_s = None if timeout_s is None else until - time.monotonic()
+        self._ended.wait(left_s)
         if self._error is not None:
             raise self._error
         return self._state is TransferState.DONE
@@ -149,11 +156,17 @@ class Transfer:
     def advance(self, nbytes: int) -> None:
         self._moved += nbytes
 
-    def started(self, transport: str, interrupt: Callable[[], None]) -> None:
-        """Somebody works on it now, who can be interrupted."""
+    def started(
+        self,
+        transport: str,
+        interrupt: Callable[[], None],
+        lend: Callable[[float], None] | None = None,
+    ) -> None:
+        """Somebody works on it now, who can be interrupted, and may use a thread that waits."""
         with self._lock:
             self.transport = transport
             self._interrupt = interrupt
+            self._lend = lend
             given_up = self._state is not TransferState.PENDING
         if given_up:
             interrupt()
@@ -167,7 +180,7 @@ class Transfer:
                 failed = error is not None
                 self._end(TransferState.FAILED if failed else TransferState.DONE, error)
             calls, self._on_settled = self._on_settled, []
-            self._interrupt = None  # it knows the job, and that knows us
+            self._interrupt = self._lend = None  # they know the job, and that knows us
         for call in calls:
             self._tell(call)
         self._ended.set()

@@ -118,6 +118,13 @@ class Link(ABC):
     def interrupt(self, job: ReadJob) -> None:
         """`job.stop` was set: end it soon, by `finish`. The job may be over already."""
 
+    def lend(self, job: ReadJob, until: float) -> None:
+        """Use the thread of whoever waits for the job, until then at the latest; or return at once.
+
+        `until` is of time.monotonic. What ends the job must not wait for this thread.
+        """
+        return
+
     @abstractmethod
     def close(self) -> None:
         """End all jobs with PeerLost, and every thread. Safe to call twice."""

@@ -180,9 +180,9 @@ bool has_input(int fd) {
 
 extern "C" {
 
-// Receives the bytes of one job, from frame to frame, until something else comes or the time is
-// over; with a slice of 0, one frame. With no `into`, waits for a header. A complete header that is
-// not of this job stays in `in`: kFrame.
+// Receives the bytes of one job, from frame to frame, until they are all there, something else comes
+// or the time is over; with a slice of 0, one frame. With no `into`, waits for a header. A complete
+// header that is not of this job stays in `in`: kFrame.
 __attribute__((visibility("default"))) int stafette_receive_1(stafette_incoming* in,
                                                               stafette_ranges* into, uint64_t job,
                                                               const volatile int32_t* stop,
@@ -202,7 +202,7 @@ __attribute__((visibility("default"))) int stafette_receive_1(stafette_incoming*
       const int outcome = after_nothing(*in, got, wants_to_send, timeout_ms);
       if (outcome != kDone) return outcome;
     }
-    if (into != nullptr && now_ms() >= end_ms) return kPaused;
+    if (into != nullptr && (into->left == 0 || now_ms() >= end_ms)) return kPaused;
     while (in->header_bytes < sizeof in->header) {
       const ssize_t got = receive_header(*in);
       if (got > 0) {

@@ -4,11 +4,12 @@
     READ number, lease, epoch, ranges, ...  ->
                                              <-  DATA number, bytes    again and again
                                              <-  DONE number, digest   or   FAILED number, error
+                                                 or LAST number, bytes, digest: DATA and DONE
     CANCEL number                           ->
 
 The reader's messages are msgpack behind a length. The owner's frames have a header of fixed size.
-The frames of several jobs alternate; every READ is answered by one DONE or FAILED, also when a
-CANCEL followed it.
+The frames of several jobs alternate; every READ is answered by one DONE, LAST or FAILED, also
+when a CANCEL followed it.
 """
 
 import struct
@@ -22,7 +23,8 @@ from stafette.kvtransfer.leases.ticket import LEASE_ID_END
 from stafette.kvtransfer.strict import exact, pack, unpack, whole
 from stafette.kvtransfer.transports.tcp_config import MAX_FRAME_BYTES
 
-DATA, DONE, FAILED = 0x5354_4601, 0x5354_4602, 0x5354_4603
+DATA, DONE, FAILED, LAST = 0x5354_4601, 0x5354_4602, 0x5354_4603, 0x5354_4604
+CARRIES_BYTES = (DATA, LAST)  # of a job
 MAX_REQUEST_BYTES = 16 * MAX_EXTENTS + 1_024
 MAX_ERROR_BYTES = 64 << 10
 NUMBER_END = 1 << 63
@@ -30,7 +32,7 @@ _U64_END = 1 << 64
 _READ, _CANCEL = 1, 2
 _HEADER = struct.Struct("<IIQQ")
 HEADER_BYTES = _HEADER.size
-_MOST_BYTES = {DATA: MAX_FRAME_BYTES, DONE: 0, FAILED: MAX_ERROR_BYTES}
+_MOST_BYTES = {DATA: MAX_FRAME_BYTES, DONE: 0, FAILED: MAX_ERROR_BYTES, LAST: MAX_FRAME_BYTES}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +40,7 @@ class Header:
     kind: int
     num_bytes: int  # that follow
     number: int  # of the job, on this connection
-    digest: int = 0  # of a DONE job that is verified: of all its bytes
+    digest: int = 0  # with DONE and LAST of a job that is verified: of all its bytes
 
     def pack(self) -> bytes:
         return _HEADER.pack(self.kind, self.num_bytes, self.number, self.digest)
@@ -60,8 +62,9 @@ def failed(number: int, error: KvTransferError) -> bytes:
     return Header(FAILED, len(body), number).pack() + body
 
 
-def done(number: int, digest: int) -> bytes:
-    return Header(DONE, 0, number, digest).pack()
+def done(number: int, digest: int, last: bytes = b"") -> bytes:
+    """Return the frame that ends a job, with its last bytes if they were not sent yet."""
+    return Header(LAST if last else DONE, len(last), number, digest).pack() + last
 
 
 def read_failure(body: bytes) -> TransferError:

@@ -32,6 +32,13 @@ class TcpLink(Link):
         if work is not None:
             work.interrupt()
 
+    def lend(self, job: ReadJob, until: float) -> None:
+        work = self._works.get(id(job))
+        parts = work.parts if work is not None else []
+        if work is not None and len(parts) == 1:
+            stop, works = work.stop, self._works
+            parts[0].carrier.lend(lambda: bool(stop.value) or id(job) not in works, until)
+
     def close(self) -> None:
         for stream in self._streams:
             stream.close()

@@ -109,10 +109,10 @@ class OwnerEnd:
     def _take_turn(self) -> None:
         """Let the next job send; it comes last then."""
         number, task = next(iter(self._tasks.items()))
-        before, rest = task.left, b""
+        before, last = task.left, b""
         try:
             if before <= _AT_ONCE_BYTES:
-                rest = task.take_rest()
+                last = task.copy_rest()
             else:
                 task.send_some(self._wire, alone=len(self._tasks) == 1)
             task.claim.check()  # what was read until now is good, or the job ends here
@@ -123,7 +123,7 @@ class OwnerEnd:
             if task.left:
                 self._tasks[number] = self._tasks.pop(number)
             else:
-                self._end(task, rest + done(number, task.digest()))
+                self._end(task, done(number, task.digest(), last))
         self._tally.count("bytes_out", before - task.left)
 
     def _end(self, task: Task, frames: bytes) -> None:

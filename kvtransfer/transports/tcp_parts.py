@@ -19,7 +19,7 @@ from stafette.kvtransfer.errors import (
 from stafette.kvtransfer.extents import Extents
 from stafette.kvtransfer.transport import ReadJob
 from stafette.kvtransfer.transports.tcp_flow import Digest, Flow
-from stafette.kvtransfer.transports.tcp_frames import DONE, Header, Request, read_failure
+from stafette.kvtransfer.transports.tcp_frames import FAILED, Header, Request, read_failure
 from stafette.kvtransfer.transports.tcp_ranges import Ranges
 from stafette.kvtransfer.transports.tcp_way import Way
 
@@ -31,6 +31,7 @@ class Carrier(Protocol):
 
     def start(self, part: "Part") -> None: ...
     def interrupt(self, part: "Part") -> None: ...
+    def lend(self, over: Callable[[], bool], until: float) -> None: ...
 
 
 class Work:
@@ -105,7 +106,7 @@ class Part:
 
     def verdict(self, header: Header, body: bytes) -> TransferError | None:
         """Return what the owner's last frame means for it."""
-        if header.kind != DONE:
+        if header.kind == FAILED:
             return read_failure(body)
         if self.flow.ranges.left:
             raise MalformedMessage("frame", f"{self.flow.ranges.left} more bytes of the job")

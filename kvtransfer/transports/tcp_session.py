@@ -1,32 +1,33 @@
-"""One connection to an owner, while it lasts: what is asked on it, and what comes.
+"""One connection to an owner, while it lasts.
 
-Its thread is the only one that writes into destinations, and only for the part that it has in hand.
-So a part that is taken out of the books while it is not in hand is over: not one byte of it is
-written any more. What the owner still sends for it is received, and thrown away.
+One thread at a time receives: the one that has the role. It is the only one that writes into
+destinations, and only for the part that is in hand. So a part that is taken out of the books while
+it is not in hand is over: not one byte of it is written any more. What the owner still sends for it
+is received, and thrown away.
+
+A session has a thread of its own. Who waits for a job may lend another in its stead, which saves
+the way from one thread to the other; as long as it does, no data wakes the session's own.
 """
 
 import os
+import select
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Callable
 
-import numpy as np
-
-from stafette.kvtransfer.errors import MalformedMessage, TransferError
+from stafette.kvtransfer.errors import MalformedMessage
+from stafette.kvtransfer.transports.tcp_asking import Asking
 from stafette.kvtransfer.transports.tcp_books import Books, Place
-from stafette.kvtransfer.transports.tcp_flow import Flow
-from stafette.kvtransfer.transports.tcp_frames import DATA, Cancel, Header
 from stafette.kvtransfer.transports.tcp_parts import Part
-from stafette.kvtransfer.transports.tcp_ranges import Ranges
+from stafette.kvtransfer.transports.tcp_receiver import Receiver
 from stafette.kvtransfer.transports.tcp_way import Way
-from stafette.kvtransfer.transports.tcp_wire import Outcome, wire_of
+from stafette.kvtransfer.transports.tcp_wire import wire_of
 
-_LONGEST_PAUSE_S = 3.0  # after which an idle thread looks whether a deadline is near
-_SCRATCH = np.empty(64 << 10, np.uint8)  # for bytes that nobody wants; nobody reads it
+_LINGER_S = 0.05  # in the middle of a frame; a pause of its sender is mostly shorter
 
 
 class Session:
-    """`run` is the thread. The other methods are called with the lock held, and never wait."""
+    """`run` is the thread, `lend` another. What is marked so is called with the lock held."""
 
     def __init__(self, way: Way, books: Books, lock: threading.Lock, timeout_s: float) -> None:
         """Dial; TransferError or OSError when there is no connection."""
@@ -40,159 +41,99 @@ class Session:
             os.close(self._wake_fd)
             raise
         self._wire = wire_of(connection, way.config.native, self._wake_fd)
-        self._outbox = bytearray()  # what the socket has not taken yet
-        self._looks_up_at = 0.0
-        self._heard_at = time.monotonic()
+        self._asking = Asking(self._wire, books, self._wake_fd)
+        self._receiver = Receiver(way, self._wire, books, lock, self._asking)
+        self._role = threading.Lock()
+        self._failure: BaseException | None = None  # nobody receives any more
+        self._lent = False
+        self._alarm = select.epoll()  # of the session's own thread
+        self._alarm.register(self._wire.fd, select.EPOLLIN)
+        self._alarm.register(self._wake_fd, select.EPOLLIN | select.EPOLLET)
         way.tally.count("dialled")
 
-    def push(self) -> None:
-        """Ask for parts that wait, as far as there is room."""
-        while not self._outbox and (part := self._books.ask_next()) is not None:
-            self._say(part.message)
-
     def welcome(self, part: Part) -> None:
-        """A part was added to those that wait."""
+        """A part was added to those that wait. The lock is held."""
         now, patience_s = time.monotonic(), self._way.config.stall_timeout_s
-        if max(self._heard_at, self._books.oldest_given_up(now)) < now - patience_s:
+        if max(self._receiver.heard_at, self._books.oldest_given_up(now)) < now - patience_s:
             self.shutdown()  # it owes us an answer, and says nothing: the next connection may work
             return
-        self.push()
-        if part.deadline < self._looks_up_at:
-            self.wake()
+        self._asking.push()
+        if part.deadline < self._receiver.looks_up_at:
+            self._asking.wake()
 
     def gave_up(self, part: Part, place: Place) -> None:
+        """A part is to end, which was there. The lock is held."""
         if place is Place.ASKED:
-            self._say(Cancel(part.number).pack())
-        elif place is Place.IN_HAND:
-            self.wake()
-
-    def wake(self) -> None:
-        os.eventfd_write(self._wake_fd, 1)
+            self._asking.cancel(part)
+        if place is Place.IN_HAND or self._lent:
+            self._asking.wake()
 
     def shutdown(self) -> None:
+        """End the connection; who receives finds out. The lock is held."""
         self._wire.shutdown()
 
     def close(self) -> None:
-        """The thread has left."""
-        self._wire.close()
-        os.close(self._wake_fd)
-
-    def _say(self, message: bytes) -> None:
-        if not self._outbox:
-            try:
-                message = message[self._wire.send_now(message) :]
-            except OSError:
-                self.shutdown()  # the thread finds out why
-                return
-            if message:
-                self.wake()
-        self._outbox += message
-
-    # The thread
+        """The thread has left, and nobody else knows the session; who lends leaves soon."""
+        self._wire.shutdown()
+        with self._role:
+            self._wire.close()
+            self._alarm.close()
+            os.close(self._wake_fd)
 
     def run(self) -> None:
         """Receive until the connection ends, by OSError, or by MalformedMessage for nonsense."""
         with self._lock:
-            self.push()
+            self._asking.push()
         while True:
-            outcome = self._receive(None)
-            while outcome is Outcome.FRAME:
-                header = self._wire.take_header()
-                outcome = self._take(header) if header.kind == DATA else self._settle(header)
+            self._alarm.poll(max(0.0, self._receiver.looks_up_at - time.monotonic()))
+            with self._role:
+                self._receive_what_is_there()
 
-    def _receive(self, flow: Flow | None) -> Outcome:
-        """Receive something; whoever waits for this thread, or is overdue, has its turn first."""
-        now = time.monotonic()
-        if now >= self._looks_up_at or self._outbox:
-            self._look_up(now)
-        pause_s = max(0.0, self._looks_up_at - now)
-        outcome = self._wire.receive(flow, bool(self._outbox), pause_s)
-        if outcome is Outcome.WOKEN:
-            with suppress(BlockingIOError):  # the socket takes bytes again
-                os.eventfd_read(self._wake_fd)
-            self._looks_up_at = 0.0
-        elif outcome is not Outcome.TIMED_OUT:
-            self._heard_at = time.monotonic()
-        return outcome
+    def lend(self, over: Callable[[], bool], until: float) -> None:
+        """Receive in the caller's thread until it is over, or the time; not if another one does."""
+        if not self._role.acquire(blocking=False):
+            return
+        try:
+            if self._failure is None:
+                self._receive_until(over, until)
+        finally:
+            self._role.release()
 
-    def _look_up(self, now: float) -> None:
-        """Send what is left over, and end what is overdue."""
-        ended = list[tuple[Part, TransferError]]()
+    def _receive_what_is_there(self) -> None:
+        if self._failure is not None:  # a lent thread has met it
+            raise self._failure
+        try:
+            while self._receiver.step(_LINGER_S if self._wire.frame_left else 0.0):
+                pass
+        except BaseException as error:
+            self._failure = error
+            raise
+
+    def _receive_until(self, over: Callable[[], bool], until: float) -> None:
         with self._lock:
-            self._flush()
-            for part in list(self._books):
-                error = part.why_over(now)
-                if error is not None and self._give_up(part, now):
-                    ended.append((part, error))
-            soonest = min((part.deadline for part in self._books), default=now + _LONGEST_PAUSE_S)
-            self._looks_up_at = min(soonest, now + _LONGEST_PAUSE_S)
-        for part, error in ended:
-            part.finish(error)
+            self._lent = True
+        self._alarm.modify(self._wire.fd, 0)
+        try:
+            self._step_until(over, until)
+        except (OSError, MalformedMessage) as error:
+            self._failure = error  # the session's own thread ends what ends with it
+        except BaseException as error:  # an interrupt, perhaps in the middle of something
+            self._failure = InterruptedError(f"a thread that received was ended by {error!r}")
+            raise
+        finally:
+            self._take_back()
 
-    def _flush(self) -> None:
-        if self._outbox:
-            sent = self._wire.send_now(bytes(self._outbox))
-            del self._outbox[:sent]
-            self.push()
+    def _step_until(self, over: Callable[[], bool], until: float) -> None:
+        """Nothing that has come is left behind: the session's own thread would not hear of it."""
+        while self._wire.has_header or not over():
+            left_s = until - time.monotonic()
+            if left_s <= 0 and not self._wire.has_header:
+                return
+            self._receiver.step(max(0.0, left_s))
 
-    def _give_up(self, part: Part, now: float) -> bool:
-        """Return whether the part is over; what is in hand is not, and what had ended was."""
-        place = self._books.give_up(part, now)
-        if place is Place.ASKED:
-            self.gave_up(part, place)
-        return place in (Place.ASKED, Place.WAITING)
-
-    def _take(self, header: Header) -> Outcome:
+    def _take_back(self) -> None:
         with self._lock:
-            part = self._books.take_in_hand(header.number)
-        if part is None:
-            return self._discard(header.number)
-        if 0 < header.num_bytes <= part.flow.ranges.left:
-            return self._fill(part)
-        expected = f"1..{part.flow.ranges.left} bytes, not {header.num_bytes}"
-        raise MalformedMessage("frame length", expected)
-
-    def _fill(self, part: Part) -> Outcome:
-        """Receive a frame of a part, perhaps its next ones too, unless it is to end."""
-        outcome, error = Outcome.DONE, None
-        while self._wire.frame_left and error is None:
-            before = part.flow.ranges.left
-            try:
-                outcome = self._receive(part.flow)
-            finally:
-                self._arrived(part, before - part.flow.ranges.left)
-            error = part.why_over(time.monotonic())
-        with self._lock:
-            self._books.put_down()
-            if error is not None:
-                self._give_up(part, time.monotonic())
-        if error is not None:
-            part.finish(error)
-            outcome = self._discard(part.number)
-        return outcome
-
-    def _arrived(self, part: Part, num_bytes: int) -> None:
-        part.arrived(num_bytes)
-        self._way.tally.count("bytes_in", num_bytes)
-
-    def _discard(self, number: int) -> Outcome:
-        """Throw the rest of a frame away."""
-        outcome = Outcome.DONE
-        num_bytes = self._wire.frame_left
-        flow = Flow(number, Ranges.over(_SCRATCH, *divmod(num_bytes, len(_SCRATCH))))
-        while self._wire.frame_left:
-            outcome = self._receive(flow)
-        return outcome
-
-    def _settle(self, header: Header) -> Outcome:
-        """The owner has ended a part, which may make room for others."""
-        body = self._wire.receive_body(header.num_bytes, self._way.config.stall_timeout_s)
-        with self._lock:
-            part = self._books.find(header.number)
-        verdict = None if part is None else part.verdict(header, body)
-        with self._lock:
-            part = self._books.settle(header.number)
-            self.push()
-        if part is not None:  # it may have been given up just now
-            part.finish(verdict)
-        return Outcome.DONE
+            self._lent = False
+        self._alarm.modify(self._wire.fd, select.EPOLLIN)
+        if self._failure is not None or self._wire.holds_back:
+            self._asking.wake()

@@ -3,6 +3,7 @@
 import logging
 import threading
 import time
+from collections.abc import Callable
 
 from stafette.kvtransfer.errors import (
     MalformedMessage,
@@ -54,6 +55,13 @@ class Stream:
                 self._session.gave_up(part, place)
         if place in (Place.ASKED, Place.WAITING):
             part.finish(TransferCancelled(self._way.peer))
+
+    def lend(self, over: Callable[[], bool], until: float) -> None:
+        """Receive in the caller's thread until it is over, or the time; perhaps not at all."""
+        with self._lock:
+            session = self._session
+        if session is not None:
+            session.lend(over, until)
 
     def close(self) -> None:
         """End all parts with PeerLost. Safe to call twice."""

@@ -13,7 +13,7 @@ from stafette.kvtransfer.regions import RegionKind
 from stafette.kvtransfer.transport import Claim, PeerInfo, Surroundings
 from stafette.kvtransfer.transports.tcp_config import TcpConfig
 from stafette.kvtransfer.transports.tcp_flow import Digest, Flow
-from stafette.kvtransfer.transports.tcp_frames import DATA, Header, Request
+from stafette.kvtransfer.transports.tcp_frames import Request
 from stafette.kvtransfer.transports.tcp_ranges import Ranges
 from stafette.kvtransfer.transports.tcp_wire import Wire
 
@@ -39,17 +39,17 @@ class Task(ABC):
         """Send the next frame, or more of them when nobody else waits."""
 
     @abstractmethod
-    def take_rest(self) -> bytes:
-        """Return a frame with a copy of all that is left, nothing when that is nothing."""
+    def copy_rest(self) -> bytes:
+        """Return all that is left, and count it as sent."""
 
     def digest(self) -> int:
         """Return that of all bytes that were sent, 0 for a job that is not verified."""
         return 0 if self._digest is None else self._digest.value()
 
-    def _frame(self, body: bytes) -> bytes:
+    def _noted(self, body: bytes) -> bytes:
         if self._digest is not None:
             self._digest.update(body)
-        return Header(DATA, len(body), self.number).pack() + body if body else body
+        return body
 
     def release(self) -> None:
         """Give the claim back. Safe to call twice."""
@@ -61,20 +61,34 @@ class HostTask(Task):
 
     def __init__(self, request: Request, claim: Claim, hold: ExitStack, config: TcpConfig) -> None:
         super().__init__(request, claim, hold, config)
-        ranges = Ranges.of(claim.region, request.source)
-        self._flow = Flow(request.number, ranges, self._digest)
+        self._source = request.source
+        self._total = request.source.total_bytes
+        self._flow: Flow | None = None  # when it has begun
 
     @property
     def left(self) -> int:
-        return self._flow.ranges.left
+        return self._total if self._flow is None else self._flow.ranges.left
 
     def send_some(self, wire: Wire, alone: bool) -> None:
-        config = self._config
-        wire.send_frames(self._flow, config.frame_bytes, config.stall_timeout_s, alone)
-        self._flow.passed()
+        flow, config = self._begun(), self._config
+        wire.send_frames(flow, config.frame_bytes, config.stall_timeout_s, alone)
+        flow.passed()
 
-    def take_rest(self) -> bytes:
-        return self._frame(self._flow.ranges.take_rest())
+    def copy_rest(self) -> bytes:
+        memory = self.claim.region.memory
+        if len(self._source) == 1 and self._flow is None and memory is not None:
+            start = int(self._source.offsets[0])  # one small block, as often as not
+            rest = memory[start : start + self._total].tobytes()
+            self._total = 0
+        else:
+            rest = self._begun().ranges.take_rest()
+        return self._noted(rest)
+
+    def _begun(self) -> Flow:
+        if self._flow is None:
+            ranges = Ranges.of(self.claim.region, self._source)
+            self._flow = Flow(self.number, ranges, self._digest)
+        return self._flow
 
 
 class FileTask(Task):
@@ -103,11 +117,11 @@ class FileTask(Task):
         flow.passed()
         self._left -= len(buffer)
 
-    def take_rest(self) -> bytes:
+    def copy_rest(self) -> bytes:
         buffer = np.empty(self._left, np.uint8)
         self._fill(buffer)
         self._left = 0
-        return self._frame(buffer.tobytes())
+        return self._noted(buffer.tobytes())
 
     def _fill(self, buffer: Bytes) -> None:
         room = buffer.data

@@ -17,13 +17,14 @@ from enum import IntEnum
 
 from stafette.kvtransfer.native import sockets
 from stafette.kvtransfer.transports.tcp_flow import Flow
-from stafette.kvtransfer.transports.tcp_frames import DATA, HEADER_BYTES, Header
+from stafette.kvtransfer.transports.tcp_frames import CARRIES_BYTES, DATA, HEADER_BYTES, Header
 from stafette.kvtransfer.transports.tcp_ranges import MAX_VECTORS, Ranges
 
 RECV_BYTES = 64 << 10
 _SLICE_MS = 20  # after that long a loop returns, also when nothing else is to be done
 _TLS_RECORD_BYTES = 16 << 10
 _LONGEST_S = 86_400.0
+_CLOSED = "it closed the connection"
 
 
 class Outcome(IntEnum):
@@ -44,6 +45,7 @@ _OUTCOMES = tuple(Outcome)
 class Incoming(ctypes.Structure):
     """What has come of the current frame; native loops use the same structure."""
 
+    fd: int
     header_bytes: int
     frame_left: int
 
@@ -65,16 +67,21 @@ class Wire:
         self._in = Incoming(connection.fileno(), wake_fd, 0, 0)
         self._header = memoryview(self._in.header).cast("B")
         self._wants_to_send = False  # before it can receive, as TLS may
-        self._waits = select.poll()
-        self._waits.register(connection, select.POLLIN)
-        if wake_fd >= 0:
-            self._waits.register(wake_fd, select.POLLIN)
+        self._ready = select.poll()
+        self._ready.register(connection, select.POLLIN)
+        self._woken = select.poll()
+        for fd in (connection.fileno(), wake_fd):
+            if fd >= 0:
+                self._woken.register(fd, select.POLLIN)
 
     # Both sides
 
     def send_now(self, data: bytes | memoryview) -> int:
         """Return how many bytes could be sent at once, from the front."""
-        return self._send([memoryview(data)], more=False) or 0
+        try:
+            return self._socket.send(data, socket.MSG_NOSIGNAL)
+        except BlockingIOError:
+            return 0
 
     def send_all(self, data: bytes, timeout_s: float) -> None:
         """Send it; TimeoutError when the peer does not take it in time."""
@@ -105,8 +112,8 @@ class Wire:
             return None
 
     def await_input(self, timeout_s: float | None) -> bool:
-        """Return whether there is something to receive."""
-        return self._poll(select.POLLIN, timeout_s) is Outcome.DONE
+        """Return whether there is something to receive, or the end."""
+        return self._await(select.POLLIN, timeout_s)
 
     def send_frames(self, flow: Flow, frame_bytes: int, timeout_s: float, alone: bool) -> None:
         """Send a job's next frame; when it is alone, more of them until the peer says something.
@@ -132,15 +139,29 @@ class Wire:
     # The reader's side
 
     @property
+    def fd(self) -> int:
+        return self._in.fd
+
+    @property
+    def holds_back(self) -> bool:
+        """Whether something has come that no poll of the socket tells."""
+        return False
+
+    @property
+    def has_header(self) -> bool:
+        """Whether a header has come that was not taken."""
+        return self._in.header_bytes == HEADER_BYTES
+
+    @property
     def frame_left(self) -> int:
         """How many bytes of the current frame are still to be received."""
         return self._in.frame_left
 
     def take_header(self) -> Header:
-        """Return the header that has come. The bytes of a DATA frame are received next."""
+        """Return the header that has come. The bytes of a job that follow it are received next."""
         header = Header.read(bytes(self._header))
         self._in.header_bytes = 0
-        self._in.frame_left = header.num_bytes if header.kind == DATA else 0
+        self._in.frame_left = header.num_bytes if header.kind in CARRIES_BYTES else 0
         return header
 
     def receive(
@@ -168,13 +189,15 @@ class Wire:
         return Outcome.FRAME
 
     def receive_body(self, num_bytes: int, timeout_s: float) -> bytes:
-        """Return what follows a header that is not DATA; it was sent together with it."""
+        """Return what follows another header; the two were sent together."""
         deadline = time.monotonic() + timeout_s
         body = bytearray(num_bytes)
         rest = memoryview(body)
         while rest:
             got = self._recv_into([rest])
-            if self._after(got, False, max(0.0, deadline - time.monotonic())) is Outcome.TIMED_OUT:
+            if got == 0:
+                raise ConnectionResetError(_CLOSED)
+            if got is None and not self._await(select.POLLIN, deadline - time.monotonic()):
                 raise TimeoutError("the rest of a frame did not come")
             rest = rest[got or 0 :]
         return bytes(body)
@@ -190,23 +213,24 @@ class Wire:
         if got:
             return Outcome.DONE
         if got is not None:
-            raise ConnectionResetError("it closed the connection")
+            raise ConnectionResetError(_CLOSED)
         sending = wants_to_send or self._wants_to_send
-        return self._poll(select.POLLIN | (select.POLLOUT if sending else 0), timeout_s)
+        self._woken.modify(self._in.fd, select.POLLIN | (select.POLLOUT if sending else 0))
+        found = dict(self._woken.poll(_milliseconds(timeout_s)))
+        if not found:
+            return Outcome.TIMED_OUT
+        elsewhere = self._in.wake_fd in found or found[self._in.fd] & select.POLLOUT
+        return Outcome.WOKEN if elsewhere else Outcome.DONE
 
     def _await_room(self, deadline: float) -> None:
         left_s = deadline - time.monotonic()
-        if left_s <= 0:
+        if left_s <= 0 or not self._await(select.POLLOUT, left_s):
             raise TimeoutError("it takes no bytes")
-        self._poll(select.POLLOUT, left_s)
 
-    def _poll(self, events: int, timeout_s: float | None) -> Outcome:
-        self._waits.modify(self._in.fd, events)
-        found = dict(self._waits.poll(_milliseconds(timeout_s)))
-        if not found:
-            return Outcome.TIMED_OUT
-        woken = self._in.wake_fd in found or found[self._in.fd] & select.POLLOUT
-        return Outcome.WOKEN if woken else Outcome.DONE
+    def _await(self, events: int, timeout_s: float | None) -> bool:
+        """Wait for the socket alone."""
+        self._ready.modify(self._in.fd, events)
+        return bool(self._ready.poll(_milliseconds(timeout_s)))
 
     def _send(self, views: list[memoryview], more: bool) -> int | None:
         """Return how many bytes the socket has taken, None when it takes none now."""
@@ -263,6 +287,14 @@ class TlsWire(Wire):
         self._tls = connection
         self._using = threading.Lock()
 
+    @property
+    def holds_back(self) -> bool:
+        with self._using:
+            return self._tls.pending() > 0
+
+    def send_now(self, data: bytes | memoryview) -> int:
+        return self._send([memoryview(data)], more=False) or 0
+
     def recv(self) -> bytes | None:
         try:
             with self._using:
@@ -304,7 +336,7 @@ def _outcome(code: int) -> Outcome:
         raise OSError(-code, os.strerror(-code))
     outcome = _OUTCOMES[code]
     if outcome is Outcome.CLOSED:
-        raise ConnectionResetError("it closed the connection")
+        raise ConnectionResetError(_CLOSED)
     return outcome
 
 

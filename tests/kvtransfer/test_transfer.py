@@ -154,3 +154,29 @@ def test_two_ends_at_once_wake_each_waiting_thread_once():
         for thread in waiting + ending:
             thread.join(10)
             assert not thread.is_alive()
+
+
+def test_thread_that_waits_is_lent_to_whoever_works_on_it():
+    it = transfer()
+    lent_until = []
+
+    def lend(until):
+        lent_until.append(until)
+        it.finish()
+
+    it.started("tcp", lambda: None, lend)
+
+    assert it.wait(10)
+    assert it.wait(10)
+    assert len(lent_until) == 1
+    assert lent_until[0] == pytest.approx(it.posted + 10, abs=5)
+
+
+def test_thread_that_is_not_used_waits_for_its_time():
+    it = transfer()
+    it.started("tcp", lambda: None, lambda until: None)
+
+    assert not it.wait(timeout_s=0.001)
+    it.cancel()
+    with pytest.raises(TransferCancelled):
+        it.wait()

@@ -32,7 +32,10 @@ BLOCK = 4096
 class Job(ReadJob):
     """A read as the agent posts it. Nobody watches its deadline but the transport."""
 
+    lends = False  # whether who waits for it lends his thread
+
     def __init__(self, local, grant, pairs, timeout_s, verify) -> None:
+        self.link = None  # when it has started
         into = Extents.of(local.name, [(into, length) for into, _, length in pairs])
         source = Extents.of(grant.region.name, [(start, length) for _, start, length in pairs])
         self.local, self.remote, self.grant = local, grant.region, grant
@@ -55,6 +58,10 @@ class Job(ReadJob):
 
     def outcome(self, timeout_s=DEADLINE_S):
         """Return the error that it ended with, None when everything arrived."""
+        if self.lends and self.link is not None:
+            until = time.monotonic() + timeout_s
+            self.link.lend(self, until)
+            timeout_s = until - time.monotonic()
         assert self.finished.wait(timeout_s), "the job did not end"
         return self.error
 
@@ -140,6 +147,7 @@ class Pair:
 
     def read(self, *pairs, **options) -> Job:
         job = self.job(*pairs, **options)
+        job.link = self.link
         self.link.start(job)
         return job
 
@@ -240,6 +248,12 @@ class Proxy:
         for each in both:
             with suppress(OSError):
                 each.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.fixture
+def lending(monkeypatch, request):
+    """Whether threads that wait are lent; parametrize it indirectly."""
+    monkeypatch.setattr(Job, "lends", request.param)
 
 
 def pytest_generate_tests(metafunc):

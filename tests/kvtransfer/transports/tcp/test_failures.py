@@ -20,6 +20,11 @@ from stafette.kvtransfer.errors import (
 )
 from stafette.kvtransfer.leases.held import EndReason
 
+pytestmark = [
+    pytest.mark.usefixtures("lending"),
+    pytest.mark.parametrize("lending", [False, True], ids=["", "lent"], indirect=True),
+]
+
 MIB = 1 << 20
 KIB = 1 << 10
 BLOCK = 4 * KIB

@@ -9,6 +9,11 @@ import pytest
 
 from stafette.kvtransfer.errors import PeerLost, TransferCancelled, TransferTimedOut
 
+pytestmark = [
+    pytest.mark.usefixtures("lending"),
+    pytest.mark.parametrize("lending", [False, True], ids=["", "lent"], indirect=True),
+]
+
 MIB = 1 << 20
 KIB = 1 << 10
 BLOCK = 4 * KIB

@@ -11,6 +11,11 @@ from hypothesis import strategies as st
 from stafette.kvtransfer.buffers import FileMemory
 from stafette.kvtransfer.errors import TransferError
 
+pytestmark = [
+    pytest.mark.usefixtures("lending"),
+    pytest.mark.parametrize("lending", [False, True], ids=["", "lent"], indirect=True),
+]
+
 MIB = 1 << 20
 KIB = 1 << 10
 POOL_BYTES = 64 * KIB
