@@ -7,6 +7,7 @@ margin; when the truth comes, with the regret. The last ones stay in a ring.
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from stafette.router.errors import InvalidValue
@@ -18,7 +19,7 @@ from stafette.router.request import Candidate, Option, Request
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExplainConfig:
     decisions: int = 1_000  # that are kept
-    options: int = 16  # of each, the cheapest; the chosen one is always there
+    options: int = 16  # of each, the cheapest; the chosen one is always there; as many left out
 
     def __post_init__(self) -> None:
         for name in ("decisions", "options"):
@@ -36,7 +37,8 @@ class Decision:
     candidates: Sequence[Candidate]
     left_out: Mapping[str, str]  # target -> reason
     best_cached_tokens: int  # that any candidate holds
-    note: str = ""
+    num_candidates: int = 0  # where not all of them are kept
+    num_left_out: int = 0
     actual_cached_tokens: int | None = None
     actual_ttft_ms: float | None = None
 
@@ -85,7 +87,8 @@ class Decision:
             "best_cached_tokens": self.best_cached_tokens,
             "options": [self._option(option) for option in self.options],
             "left_out": dict(self.left_out),
-            "note": self.note,
+            "num_candidates": max(self.num_candidates, len(self.candidates)),
+            "num_left_out": max(self.num_left_out, len(self.left_out)),
         }
 
     def _option(self, option: Option) -> dict[str, Any]:
@@ -136,8 +139,8 @@ class Decisions:
         return len(self._kept)
 
     def add(self, decision: Decision) -> None:
-        if len(decision.options) > self._config.options:
-            decision.options = self._shortened(decision)
+        if len(decision.candidates) + len(decision.left_out) > self._config.options:
+            self._shorten(decision)
         request_id = decision.request.request_id
         if request_id in self._kept:
             del self._kept[request_id]
@@ -170,11 +173,18 @@ class Decisions:
             counters.actual_cached_tokens += cached_tokens
             counters.predicted_cached_tokens += decision.chosen.cached_tokens
 
-    def _shortened(self, decision: Decision) -> list[Option]:
-        kept = list(decision.options[: self._config.options])
-        if all(option is not decision.chosen for option in kept):
-            kept[-1] = decision.chosen
-        return kept
+    def _shorten(self, decision: Decision) -> None:
+        """Keep what fits: a thousand decisions of a thousand targets would be a million."""
+        most = self._config.options
+        options = list(decision.options[:most])
+        if all(option is not decision.chosen for option in options):
+            options[-1] = decision.chosen
+        named = {name for option in options for name in (option.decode, option.prefill)}
+        decision.num_candidates = len(decision.candidates)
+        decision.num_left_out = len(decision.left_out)
+        decision.options = options
+        decision.candidates = [one for one in decision.candidates if one.target in named]
+        decision.left_out = dict(islice(decision.left_out.items(), most))
 
     def _count(self, decision: Decision) -> None:
         counters, chosen = self.counters, decision.chosen

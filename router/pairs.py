@@ -25,13 +25,30 @@ def options(
     terms: Terms,
     most: int,
 ) -> list[Option]:
-    """Return the cheapest ways, cheapest first: each decoder alone, and up to `most` pairs.
+    """Return the cheapest ways, cheapest first: up to `most` decoders alone, and as many pairs.
 
-    Pairs are tried from the cheapest halves on, until no other can be among the `most` cheapest.
+    Both are tried from what seems cheapest on, until no other can be among the `most` cheapest.
     """
-    alone = [option_on(request, one, terms) for one in decoders]
-    pairs = _pairs(request, prefillers, decoders, terms, most)
+    alone = _alone(request, decoders, terms, most)
+    pairs = _pairs(request, prefillers, decoders, terms, most) if prefillers else []
     return sorted([*alone, *pairs], key=_total)
+
+
+def _alone(
+    request: Request, decoders: Sequence[Candidate], terms: Terms, most: int
+) -> list[Option]:
+    if len(decoders) <= most:
+        return [option_on(request, one, terms) for one in decoders]
+    halves = [(one.load.queue_ms + prompt_on(request, one, terms).ms, one) for one in decoders]
+    halves.sort(key=_cost)
+    found: list[Option] = []
+    for own_ms, one in halves:
+        if len(found) >= most and own_ms >= found[-1].cost.total:
+            break  # what it costs others comes on top
+        found.append(option_on(request, one, terms))
+        found.sort(key=_total)
+        del found[most:]
+    return found
 
 
 def _pairs(
@@ -41,8 +58,6 @@ def _pairs(
     terms: Terms,
     most: int,
 ) -> list[Option]:
-    if not prefillers:
-        return []
     halves = [(one, prompt_on(request, one, terms)) for one in prefillers]
     first = sorted(((_first_ms(*half, terms), *half) for half in halves), key=lambda half: half[0])
     second = sorted(((_second_ms(request, one, terms), one) for one in decoders), key=_cost)

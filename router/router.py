@@ -10,7 +10,7 @@ One thread uses it, the frontend's event loop; only the index is fed by another 
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from stafette.router.affinity import Affinity, AffinityConfig
 from stafette.router.cost import CostConfig, Terms, crowding
@@ -24,7 +24,7 @@ from stafette.router.load import LoadConfig, LoadReport, Stay
 from stafette.router.performance import Performance, StepReport
 from stafette.router.policy import PickConfig, pick
 from stafette.router.registry import EVENTLESS, PolicyConfig, make_policy
-from stafette.router.request import Candidate, Option, Request, Source, WorkerSpec
+from stafette.router.request import Candidate, Option, Request, Role, Source, WorkerSpec
 from stafette.router.reservations import Change, Computed, Freed, Reserved
 from stafette.router.sharing import Sharing
 from stafette.router.transfer_cost import TransferConfig
@@ -99,6 +99,12 @@ class KvRouter:
         member = self.fleet[target]
         member.healthy, member.draining = healthy, draining
 
+    def set_role(self, target: str, role: Role) -> None:
+        """What is placed there stays."""
+        member = self.fleet[target]
+        if member.spec.role != role:
+            member.spec = replace(member.spec, role=role)
+
     def report_load(self, target: str, report: LoadReport) -> None:
         self.fleet[target].load.report(report)
 
@@ -172,9 +178,10 @@ class KvRouter:
             self.decisions.counters.rejected += 1
             raise NoCandidate(left_out)
         prefillers, decoders = by_role(able)
+        crowd = crowding(prefillers or decoders, self.config.cost)
         held = [(one.overlap.total, one) for one in able]
         most = max(map(_blocks, held))
-        terms = self._terms(request, able, _sources(held, most))
+        terms = self._terms(request, crowd, _sources(held, most))
         options = self._policy.options(request, prefillers, decoders, terms)
         return Decision(
             request=request,
@@ -190,14 +197,14 @@ class KvRouter:
     def _terms(
         self,
         request: Request,
-        able: Sequence[Candidate],
+        crowd: float,
         sources: Sequence[tuple[int, Candidate]],
     ) -> Terms:
         expected = request.expected_output_tokens
         return Terms(
             block_size=self.fleet.block_size,
             expected_output_tokens=self._output_tokens if expected is None else expected,
-            crowding=crowding(able, self.config.cost),
+            crowding=crowd,
             sources=sources if self.config.transfer.pull else (),
             cost=self.config.cost,
             transfer=self.config.transfer,

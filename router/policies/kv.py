@@ -7,7 +7,7 @@ from stafette.router.cost import Terms
 from stafette.router.policy import Policy
 from stafette.router.request import Candidate, Option, Request
 
-_MOST_PAIRS = 8
+_MOST = 32  # options of each kind that are looked at
 
 
 class KvPolicy(Policy):
@@ -18,4 +18,4 @@ class KvPolicy(Policy):
         decoders: Sequence[Candidate],
         terms: Terms,
     ) -> list[Option]:
-        return pairs.options(request, prefillers, decoders, terms, _MOST_PAIRS)
+        return pairs.options(request, prefillers, decoders, terms, _MOST)

@@ -119,6 +119,8 @@ def test_cheapest_pair_is_found_as_if_all_had_been_tried():
         everything = pairs.options(REQUEST, prefillers, decoders, about, 10_000)
 
         assert len(everything) == len(decoders) * (1 + len(prefillers))
+        local = [o.cost.total for o in everything if not o.prefill][:3]
+        assert [o.cost.total for o in found if not o.prefill] == pytest.approx(local)
         assert found[0].cost.total == pytest.approx(everything[0].cost.total)
         remote = [o.cost.total for o in everything if o.prefill][:3]
         assert [o.cost.total for o in found if o.prefill] == pytest.approx(remote)

@@ -358,6 +358,8 @@ def test_ring_keeps_the_last_decisions_and_of_each_the_cheapest_options_and_the_
     assert [decision.request.request_id for decision in last] == ["5", "4", "3"]
     assert all(len(decision.options) == 2 for decision in last)
     assert all(decision.chosen in decision.options for decision in last)
+    assert all(len(decision.candidates) == 2 for decision in last)
+    assert last[0].to_dict()["num_candidates"] == 4
     router.first_token("0", ttft_ms=1.0)  # too old to be settled: no error
     assert router.decisions.counters.outcomes == 0
 
