@@ -95,6 +95,7 @@ class Picture:
         if name not in self.records:
             return
         if self._patient_until is None or self._clock() >= self._patient_until:
+            self._missing.discard(name)
             del self.records[name]
         elif name not in self._missing:
             self._tally.count("kept")

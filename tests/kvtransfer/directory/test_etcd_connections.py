@@ -8,6 +8,7 @@ import pytest
 
 from stafette.kvtransfer.directory.etcd import feed as feeds
 from stafette.kvtransfer.directory.records import PeerRecord
+from stafette.kvtransfer.errors import NameTaken
 
 DEADLINE_S = 20.0
 TTL_S = 1.0  # the shortest that this etcd grants
@@ -184,20 +185,23 @@ def test_after_joining_and_leaving_at_random_every_picture_equals_the_truth(
         watched(open_etcd(*endpoint, ttl_s=30.0), make_picture)
         for endpoint in ((), (proxy.endpoint,))
     ]
+    for publisher in publishers:
+        publisher.list()  # who follows what changes learns at once when its name is taken
     alive, epochs = {}, {}
 
-    for step in range(600):
+    for step in range(400):
         name = f"peer-{chance.randrange(200)}"
         if name in alive and chance.random() < 0.4:
             alive.pop(name).withdraw()
         else:
             epochs[name] = epochs.get(name, 0) + 1
-            directory = chance.choice(publishers)
-            alive[name] = directory.publish(name, record(epochs[name]))
-        if step % 150 == 100:
+            older = alive.get(name)
+            alive[name] = chance.choice(publishers).publish(name, record(epochs[name]))
+            assert older is None or isinstance(older.ended.exception(DEADLINE_S), NameTaken)
+        if step % 100 == 70:
             proxy.cut()
             proxy.heal()
-        if step == 300:
+        if step == 200:
             etcd.kill()
             etcd.start()
 

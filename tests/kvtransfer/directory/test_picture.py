@@ -1,5 +1,7 @@
 """What a process knows of its peers, after snapshots, changes and outages."""
 
+import random
+
 import msgpack
 import pytest
 
@@ -105,3 +107,26 @@ def test_a_peer_whose_record_was_overwritten_with_something_else_is_gone(picture
 
     assert picture.records == {}
     assert tally.read().malformed == 1
+
+
+def test_whatever_happens_nobody_who_lives_is_missing_and_nobody_else_stays(picture, clock):
+    chance, lives = random.Random(3), {}
+    picture.replace({}, after_outage=False)
+
+    for _ in range(3_000):
+        clock.now += chance.choice((0.5, PATIENCE_S / 2, PATIENCE_S))
+        name = chance.choice("abcdef").encode()
+        value = chance.choice((None, *values("x").values(), *values("x", epoch=2).values()))
+        lives.pop(name, None)
+        if value is not None:
+            lives[name] = value
+        if chance.random() < 0.3:
+            picture.replace(lives, after_outage=chance.random() < 0.5)
+        else:
+            picture.apply([(name, value)])
+        known = {name.encode(): encode(record) for name, record in picture.records.items()}
+        assert lives.items() <= known.items()
+
+    clock.now += PATIENCE_S
+    picture.apply([])
+    assert {name.encode() for name in picture.records} == set(lives)
