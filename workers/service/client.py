@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import logging
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import suppress
 from functools import partial
@@ -49,6 +50,7 @@ class WorkerClient:
         self._outbox = Outbox(config.max_unsent_bytes)
         self._beats = Beats(config, self._outbox)
         self.load: Mapping[str, object] = {}  # as the worker told it last
+        self.load_at = 0.0  # when that was, of time.monotonic
         self._lost: WorkerLost | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -185,7 +187,7 @@ class WorkerClient:
             self._beats.heard()
             match frames.read_message(message, self._config.max_message_bytes):
                 case [frames.BEAT, dict() as load]:
-                    self.load = load
+                    self.load, self.load_at = load, time.monotonic()
                 case [frames.STEP, deltas]:
                     for number, delta in frames.read_deltas(deltas, self._names):
                         self._requests[number].put(delta)

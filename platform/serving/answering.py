@@ -1,0 +1,35 @@
+"""One answer's text: what workers send are tokens, and they may come from one after the other."""
+
+from stafette.workers.output import OutputProcessor
+from stafette.workers.progress import Progress
+from stafette.workers.request import OutputDelta, Request
+from stafette.workers.weights.tokenizer import Tokenizer
+
+_ONLY = 0  # each has a processor of its own
+
+
+class AnswerText:
+    """Detokenizes an answer as it grows, and ends it at a stop string."""
+
+    def __init__(self, tokenizer: Tokenizer, request: Request, index: int) -> None:
+        self._processor = OutputProcessor(tokenizer)
+        self._processor.open(_ONLY, request, index)
+        self.token_ids: list[int] = list(request.output_token_ids)
+
+    def read(self, delta: OutputDelta) -> OutputDelta:
+        """Return what the client sees of a worker's delta."""
+        self.token_ids += delta.token_ids
+        stop = delta.stop_reason
+        progress = Progress(
+            seq_id=_ONLY,
+            token_ids=delta.token_ids,
+            logprobs=delta.logprobs,
+            finish_reason=delta.finish_reason,
+            stop_token=stop if isinstance(stop, int) else None,
+            prompt_logprobs=delta.prompt_logprobs,
+            num_cached_tokens=delta.num_cached_tokens,
+            error=delta.error,
+        )
+        shown = self._processor.process(progress)
+        assert shown is not None, "it is open as long as it is read"
+        return shown

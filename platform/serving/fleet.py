@@ -1,0 +1,204 @@
+"""The workers that live: connected, known to the router, introduced to each other."""
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+
+from stafette.kvtransfer.errors import KvTransferError, MalformedMessage
+from stafette.kvtransfer.event_stream.subscriber import EventSubscriber
+from stafette.kvtransfer.strict import exact, octets, text, whole
+from stafette.router.errors import RouterError
+from stafette.router.index import CacheSpec
+from stafette.router.load import LoadReport
+from stafette.router.request import Role, WorkerSpec
+from stafette.router.router import KvRouter
+from stafette.workers.errors import RequestError, WorkerLost
+from stafette.workers.service.client import WorkerClient
+from stafette.workers.service.config import ServiceConfig
+
+_log = logging.getLogger(__name__)
+
+_MAX_TEXT_BYTES = 1_024
+_MAX_METADATA_BYTES = 1 << 20
+_U63_END = 1 << 63
+_ROLES: Mapping[object, Role] = {"prefill": "prefill", "decode": "decode", "both": "both"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FleetConfig:
+    service: ServiceConfig  # the way to the workers; its host and port mean nothing here
+    introduce_timeout_s: float = 2.0
+    reconnect_s: float = 0.05  # after a worker was lost; doubles up to the next
+    max_reconnect_s: float = 2.0
+
+
+class WorkerFleet:
+    """Follows a set of addresses: each worker is kept connected as long as it is in the set."""
+
+    def __init__(
+        self, frontend: str, config: FleetConfig, router: KvRouter, events: EventSubscriber
+    ) -> None:
+        self.router = router
+        self.changed = asyncio.Event()  # a worker came or went; whoever waits clears it
+        self._frontend = frontend
+        self._config = config
+        self._events = events
+        self._clients: dict[str, WorkerClient] = {}
+        self._keepers: dict[str, tuple[str, asyncio.Task[None]]] = {}  # with the address
+        self._introduced: set[tuple[int, int]] = set()  # epochs: who was told of whom
+
+    @property
+    def clients(self) -> Mapping[str, WorkerClient]:
+        return self._clients
+
+    def follow(self, addresses: Mapping[str, str]) -> None:
+        """Take the set of workers that there should be now, by name."""
+        for name, (address, keeper) in list(self._keepers.items()):
+            if addresses.get(name) != address:
+                keeper.cancel()
+                del self._keepers[name]
+        for name, address in addresses.items():
+            if name not in self._keepers:
+                keeper = asyncio.create_task(self._keep(name, address), name=f"keep-{name}")
+                self._keepers[name] = (address, keeper)
+
+    async def introduce(self, one: str, other: str) -> None:
+        """Let two workers' agents know each other; WorkerLost when one of them is not there."""
+        first, second = self._client(one), self._client(other)
+        await asyncio.gather(self._tell(first, second), self._tell(second, first))
+
+    def look_at_loads(self) -> None:
+        """Pass on what the workers said of themselves last."""
+        for name, client in self._clients.items():
+            self._look_at_load(name, client)
+
+    async def close(self) -> None:
+        keepers = [keeper for _, keeper in self._keepers.values()]
+        self._keepers.clear()
+        for keeper in keepers:
+            keeper.cancel()
+        await asyncio.gather(*keepers, return_exceptions=True)
+
+    def _client(self, name: str) -> WorkerClient:
+        client = self._clients.get(name)
+        if client is None:
+            raise WorkerLost("worker", name, "it is not connected")
+        return client
+
+    async def _tell(self, one: WorkerClient, other: WorkerClient) -> None:
+        pair = (one.epoch, other.epoch)
+        if pair in self._introduced:
+            return
+        metadata = octets(other.description.get("agent"), "agent", _MAX_METADATA_BYTES)
+        with suppress(RequestError):  # it knows a newer life of it already
+            await one.ask("add_peer", metadata, self._config.introduce_timeout_s)
+        self._introduced.add(pair)
+
+    async def _keep(self, name: str, address: str) -> None:
+        """Be connected; when that breaks, connect again, to whatever life is there then."""
+        pause_s = self._config.reconnect_s
+        while True:
+            ended = asyncio.Event()
+            try:
+                client = await self._connect(name, address, ended)
+            except (WorkerLost, RouterError, MalformedMessage) as error:
+                _log.info("worker %s is not to be had: %s", name, error)
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, self._config.max_reconnect_s)
+                continue
+            pause_s = self._config.reconnect_s
+            try:
+                await self._stay(name, client, ended)
+            finally:
+                self._leave(name, client)
+                await client.close()
+
+    async def _connect(self, name: str, address: str, ended: asyncio.Event) -> WorkerClient:
+        client = await WorkerClient.connect(
+            name, address, self._frontend, self._config.service, lambda *_: ended.set()
+        )
+        try:
+            self.router.register(read_spec(name, client.description))
+            self._follow_events(name, client.description)
+        except (RouterError, KvTransferError):
+            await client.close()
+            raise
+        self._clients[name] = client
+        self.changed.set()
+        _log.info("worker %s is there, in epoch %d", name, client.epoch)
+        return client
+
+    def _follow_events(self, name: str, description: Mapping[str, object]) -> None:
+        match description.get("events"):
+            case [str(address), str(replay)]:
+                self._events.add_worker(name, address, replay)
+            case _:
+                raise MalformedMessage("events", "[address, replay address]")
+
+    async def _stay(self, name: str, client: WorkerClient, ended: asyncio.Event) -> None:
+        while client.lost is None:
+            self._look_at_load(name, client)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(ended.wait(), self._config.service.beat_s)
+
+    def _leave(self, name: str, client: WorkerClient) -> None:
+        """The worker, or our way to it, is gone: what was there is elsewhere from now on."""
+        if self._clients.get(name) is client:
+            del self._clients[name]
+        self._events.remove_worker(name)
+        with suppress(RouterError):
+            self.router.unregister(name)
+        self._introduced = {p for p in self._introduced if client.epoch not in p}
+        self.changed.set()
+        _log.info("worker %s is gone: %s", name, client.lost or "nobody wants it any more")
+
+    def _look_at_load(self, name: str, client: WorkerClient) -> None:
+        load = client.load
+        if not load:
+            return
+        with suppress(RouterError, MalformedMessage):
+            self.router.set_role(name, _role(load.get("role")))
+            self.router.set_state(name, draining=bool(load.get("draining")))
+            self.router.report_load(name, read_load(load, client.load_at))
+
+
+def read_spec(name: str, description: Mapping[str, object]) -> WorkerSpec:
+    """Return what the router is told of a worker that has described itself."""
+
+    def number(key: str) -> int:
+        return whole(description.get(key), key, _U63_END)
+
+    def words(key: str) -> str:
+        return text(description.get(key), key, _MAX_TEXT_BYTES)
+
+    cache = CacheSpec(
+        target=name,
+        block_size=number("block_size"),
+        model=words("model"),
+        fingerprint=exact(description.get("fingerprint"), "fingerprint", bytes),
+        capacity_blocks=number("num_blocks"),
+    )
+    return WorkerSpec(
+        cache=cache,
+        role=_role(description.get("role")),
+        worker_class=words("class"),
+        host=words("host"),
+        total_blocks=number("num_blocks"),
+        block_bytes=number("block_bytes"),
+    )
+
+
+def read_load(load: Mapping[str, object], at: float) -> LoadReport:
+    def number(key: str) -> int:
+        return whole(load.get(key), key, _U63_END)
+
+    return LoadReport(at, number("queued_tokens"), number("running"), number("used_blocks"))
+
+
+def _role(value: object) -> Role:
+    role = _ROLES.get(value)
+    if role is None:
+        raise MalformedMessage("role", " | ".join(str(name) for name in _ROLES))
+    return role

@@ -1,0 +1,133 @@
+"""A prompt in, the right text out, whatever dies in between: real engines in real processes."""
+
+import asyncio
+
+import pytest
+
+from stafette.platform.frontend.errors import Unavailable
+from stafette.platform.frontend.generator import Hints
+from stafette.workers.errors import RequestError
+
+STORY = "Once upon a time there was a relay team that ran through seven countries. "
+LONG = STORY * 20  # some 300 tokens
+PROMPTS = ["The capital of France is", STORY, LONG, LONG + "The end of the story is that"]
+
+
+async def test_prefill_and_decode_apart_answer_what_one_engine_answers(rig, expected):
+    await rig.start("p0", "d0")
+
+    for number, prompt in enumerate(PROMPTS):
+        assert await rig.answer(rig.request(f"r{number}", prompt)) == expected(prompt)
+
+    moved = await rig.ask("d0", "stats")
+    assert moved["pulled_tokens"] > 200
+    assert sum(moved["moved_bytes"].values()) > 0
+    assert rig.dispatcher.counters.handed_over > 0
+    for name in ("p0", "d0"):
+        stats = await rig.ask(name, "stats")
+        assert stats["running"] == 0
+        assert stats["pinned_blocks"] == 0 or name == "p0"
+
+
+async def test_many_answers_at_once_over_several_workers_are_the_ones_of_one_engine(rig, expected):
+    await rig.start("p0", "d0", "d1")
+    prompts = [f"{STORY * (1 + i % 4)} Number {i} says:" for i in range(8)]
+
+    found = await asyncio.gather(
+        *(rig.answer(rig.request(f"r{i}", prompt)) for i, prompt in enumerate(prompts))
+    )
+
+    assert found == [expected(prompt) for prompt in prompts]
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"temperature": 0.0},
+        {"temperature": 0.9, "seed": 11},
+        {"temperature": 0.7, "seed": 3, "n": 2, "frequency_penalty": 0.5},
+        {"temperature": 0.0, "stop": ("\n", "four")},
+    ],
+)
+async def test_a_stream_goes_on_when_its_decode_worker_is_killed(rig, expected, params):
+    params = {"max_tokens": 48} | params
+    await rig.start("p0", "d0", "d1", step_s=0.02)
+    killed = []
+
+    def kill_at(count: int) -> None:
+        if count >= 10 and not killed:
+            decode = rig.dispatcher.placement("r")["chosen"]["decode"]
+            rig.workers[decode].kill()
+            killed.append(decode)
+
+    found = await rig.answer(rig.request("r", STORY, **params), kill_at)
+
+    assert found == expected(STORY, **params)
+    assert killed or params.get("stop")
+
+
+async def test_a_prompt_is_computed_elsewhere_when_its_prefill_worker_is_killed(rig, expected):
+    await rig.start("p0", "d0", step_s=0.05)
+    answer = asyncio.create_task(rig.answer(rig.request("r", LONG * 2, max_tokens=8)))
+    await rig.await_that(lambda: rig.fleet.clients["p0"].num_requests > 0 or answer.done())
+    await asyncio.sleep(0.15)
+
+    rig.workers["p0"].kill()
+
+    assert await answer == expected(LONG * 2, max_tokens=8)
+
+
+async def test_a_worker_that_comes_back_is_used_again(rig, expected):
+    await rig.start("b0")
+    rig.workers["b0"].kill()
+    await rig.workers["b0"].process.wait()
+    await rig.await_that(lambda: not rig.fleet.clients)
+
+    answer = asyncio.create_task(rig.answer(rig.request("r", STORY)))
+    await rig.start("b0")
+
+    assert await answer == expected(STORY)
+
+
+async def test_without_a_worker_a_request_is_told_so_after_a_while(rig):
+    rig.dispatcher._config = type(rig.dispatcher._config)(model="smollm2", wait_s=0.2)
+
+    with pytest.raises(Unavailable, match="no worker is registered"):
+        await rig.answer(rig.request("r", STORY))
+
+
+async def test_a_wrong_request_is_refused_and_costs_the_others_nothing(rig, expected):
+    await rig.start("b0")
+    good = asyncio.create_task(rig.answer(rig.request("good", STORY)))
+
+    with pytest.raises(RequestError, match="prompt"):
+        await rig.answer(rig.request("long", [5] * 2_000))
+
+    assert await good == expected(STORY)
+
+
+async def test_a_role_changes_within_a_beat_and_what_is_under_way_goes_on(rig, expected):
+    await rig.start("b0", "b1", step_s=0.01)
+    answer = asyncio.create_task(rig.answer(rig.request("r", STORY, max_tokens=40)))
+    await rig.await_that(lambda: rig.dispatcher.placement("r"))
+
+    for name in ("b0", "b1"):
+        assert await rig.ask(name, "set_role", "decode" if name == "b0" else "prefill") == "both"
+    await rig.await_that(lambda: rig.router.fleet["b1"].spec.role == "prefill")
+
+    assert await answer == expected(STORY, max_tokens=40)
+    with pytest.raises(RequestError, match="role"):
+        await rig.ask("b0", "set_role", "king")
+
+
+async def test_leaving_a_stream_early_frees_its_worker(rig):
+    await rig.start("p0", "d0", step_s=0.01)
+    stream = rig.dispatcher.stream(rig.request("r", LONG, max_tokens=400), Hints())
+    async for _ in stream:
+        break
+    await stream.aclose()
+
+    await rig.await_that(lambda: all(not c.num_requests for c in rig.fleet.clients.values()))
+    while (await rig.ask("d0", "stats"))["running"]:
+        await asyncio.sleep(0.01)
+    assert not rig.router.sharing.own
