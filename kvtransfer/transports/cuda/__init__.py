@@ -1,0 +1,1 @@
+"""Memory of GPUs that processes on one host share, by CUDA's driver."""
