@@ -21,6 +21,7 @@ from stafette.workers.stats import EngineStats
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
+Prepare = Callable[[Callable[[], None]], None]
 JOIN_TIMEOUT_S = 30.0
 _STALLED_S = 0.002  # between two steps that can do nothing
 
@@ -34,6 +35,7 @@ class AsyncEngine:
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._streams: dict[str, _Stream] = {}  # touched by the event loop only
         self._calls: set[asyncio.Future[Any]] = set()  # so is this: they must not wait for ever
+        self._preparing: dict[str, Request] = {}  # not queued yet; touched by the engine's thread
         self._error: EngineError | None = None
         self._thread = threading.Thread(target=self._run, name="stafette-engine", daemon=True)
         self._thread.start()
@@ -43,19 +45,27 @@ class AsyncEngine:
         engine = await asyncio.to_thread(build_engine, config)
         return cls(engine, asyncio.get_running_loop())
 
-    async def generate(self, request: Request) -> AsyncGenerator[OutputDelta, None]:
+    async def generate(
+        self, request: Request, prepare: Prepare | None = None
+    ) -> AsyncGenerator[OutputDelta, None]:
         """Yield what each step adds; leaving early, by break or cancellation, aborts it."""
-        async with aclosing(self.stream(request)) as news:
+        async with aclosing(self.stream(request, prepare)) as news:
             async for deltas in news:
                 for delta in deltas:
                     yield delta
 
-    async def stream(self, request: Request) -> AsyncGenerator[list[OutputDelta], None]:
-        """Like `generate`, but yield at once all that has come since the last look."""
+    async def stream(
+        self, request: Request, prepare: Prepare | None = None
+    ) -> AsyncGenerator[list[OutputDelta], None]:
+        """Like `generate`, but yield at once all that has come since the last look.
+
+        `prepare` runs in the engine's thread before the request is queued: it calls what it is
+        given, in that thread, as soon as the request may be.
+        """
         self._raise_if_dead()
         await self.check(request)
         stream = self._open_stream(request)
-        self._inbox.put(lambda: self._add(request))
+        self._inbox.put(lambda: self._begin(request, prepare))
         try:
             while stream.unfinished:
                 if deltas := stream.still_wanted(await stream.next()):
@@ -74,14 +84,10 @@ class AsyncEngine:
                 for index in sorted(stream.unfinished)
             ]
             stream.put(deltas)
-            await self.call(lambda engine: engine.abort(request_id))
+            await self.call(lambda engine: self._abort(request_id))
 
     async def call(self, function: Callable[[Engine], Result]) -> Result:
         """Run something on the engine between two steps, in its thread."""
-        return await self.ask(lambda engine, reply: reply(function(engine)))
-
-    async def ask(self, begin: Callable[[Engine, Callable[[Result], None]], None]) -> Result:
-        """Like `call`, for what takes longer: any thread may call `reply` with the answer."""
         self._raise_if_dead()
         answer: asyncio.Future[Result] = self._loop.create_future()
         self._calls.add(answer)
@@ -89,9 +95,11 @@ class AsyncEngine:
 
         def run() -> None:
             try:
-                begin(self.engine, lambda result: self._tell(_set_result, answer, result))
+                result = function(self.engine)
             except Exception as error:
                 self._tell(_set_exception, answer, error)
+            else:
+                self._tell(_set_result, answer, result)
 
         self._inbox.put(run)
         return await answer
@@ -166,19 +174,30 @@ class AsyncEngine:
             return self._inbox.get(timeout=_STALLED_S)
         return self._inbox.get_nowait()
 
-    def _add(self, request: Request) -> None:
+    def _begin(self, request: Request, prepare: Prepare | None) -> None:
         try:
-            self.engine.add(request)
+            if prepare is None:
+                self.engine.add(request)
+            else:
+                self._preparing[request.request_id] = request
+                prepare(lambda: self._prepared(request))
         except EngineError as error:  # checked before; a duplicate id may slip through
-            failed = [
-                OutputDelta(
-                    request.request_id, index, [], "", finish_reason="error", error=str(error)
-                )
-                for index in range(request.params.n)
-            ]
-            self._tell(self._deliver, failed)
+            self._refuse(request, error)
+
+    def _prepared(self, request: Request) -> None:
+        if self._preparing.get(request.request_id) is request:  # else it was aborted meanwhile
+            del self._preparing[request.request_id]
+            self._begin(request, None)
+
+    def _refuse(self, request: Request, error: EngineError) -> None:
+        failed = [
+            OutputDelta(request.request_id, index, [], "", finish_reason="error", error=str(error))
+            for index in range(request.params.n)
+        ]
+        self._tell(self._deliver, failed)
 
     def _abort(self, request_id: str) -> None:
+        self._preparing.pop(request_id, None)
         self.engine.abort(request_id)
 
     def _tell(self, function: Callable[..., None], *arguments: Any) -> None:

@@ -72,5 +72,6 @@ class StepOutput:
     step: int
     sampled: dict[int, Sampled]
     prompt_logprobs: dict[int, list[TokenLogprobs]] = field(default_factory=dict)
+    embeddings: dict[int, bytes] = field(default_factory=dict)  # float32, little-endian
     failed: dict[int, str] = field(default_factory=dict)
     seconds: float = 0.0

@@ -31,13 +31,14 @@ class Executor:
         self.sampler = sampler
         self._last_token: dict[int, int] = {}
         self._prompts: dict[int, _PromptScores] = {}  # of sequences that want prompt_logprobs
+        self._means: dict[int, _PromptMean] = {}  # of those that want an embedding
         self._lora_slots: dict[int, int] = {}
 
     def execute(self, batch: Batch) -> StepOutput:
         started = time.perf_counter()
         self._update_sequences(batch)
-        plan = _RowPlan(batch.seqs, self._prompts)
-        tensors = self.runner.forward(self._inputs(batch.seqs, plan.rows))
+        plan = _RowPlan(batch.seqs, self._prompts, self._means)
+        tensors = self.runner.forward(self._inputs(batch.seqs, plan.rows, plan.hidden_rows))
         sampled, failed = self.sampler.sample(tensors.logits, plan.sample_rows)
         for seq_id, result in sampled.items():
             self._last_token[seq_id] = result.token_ids[-1]
@@ -47,6 +48,7 @@ class Executor:
             step=batch.step,
             sampled=sampled,
             prompt_logprobs=self._score_prompts(tensors.logits, plan),
+            embeddings=self._embed_prompts(tensors.hidden, plan),
             failed=failed,
             seconds=time.perf_counter() - started,
         )
@@ -65,6 +67,7 @@ class Executor:
             self.sampler.remove(seq_id)
             self._last_token.pop(seq_id, None)
             self._prompts.pop(seq_id, None)
+            self._means.pop(seq_id, None)
             self._lora_slots.pop(seq_id, None)
         for new in batch.added:
             self.sampler.add(new)
@@ -72,8 +75,12 @@ class Executor:
             if new.params.prompt_logprobs is not None:
                 scores = _PromptScores(new.prompt_token_ids, new.params.prompt_logprobs)
                 self._prompts[new.seq_id] = scores
+            if new.params.embed:
+                self._means[new.seq_id] = _PromptMean(len(new.prompt_token_ids))
 
-    def _inputs(self, seqs: Seq[SeqStep], logit_rows: list[int]) -> StepInputs:
+    def _inputs(
+        self, seqs: Seq[SeqStep], logit_rows: list[int], hidden_rows: Seq[int] = ()
+    ) -> StepInputs:
         tokens: list[int] = []
         for seq in seqs:
             tokens += seq.tokens
@@ -92,6 +99,7 @@ class Executor:
             block_tables=_block_tables(seqs),
             logit_rows=np.array(logit_rows, np.int32),
             lora_slots=self._slots(seqs),
+            hidden_rows=np.array(hidden_rows, np.int32),
         )
 
     def _slots(self, seqs: Seq[SeqStep]) -> np.ndarray | None:
@@ -111,17 +119,39 @@ class Executor:
                 del self._prompts[seq.seq_id]
         return done
 
+    def _embed_prompts(self, hidden: torch.Tensor | None, plan: "_RowPlan") -> dict[int, bytes]:
+        """Return the embeddings of the prompts whose last token was computed in this step."""
+        done = {}
+        for seq, first_row, count in plan.embedded_rows:
+            assert hidden is not None, "hidden states were asked for"
+            mean = self._means[seq.seq_id]
+            mean.add(hidden[first_row : first_row + count])
+            if mean.complete:
+                done[seq.seq_id] = mean.to_bytes()
+                del self._means[seq.seq_id]
+        return done
+
 
 class _RowPlan:
-    """Which tokens of the flattened step need logits, and for whom."""
+    """Which tokens of the flattened step need logits or hidden states, and for whom."""
 
-    def __init__(self, seqs: Seq[SeqStep], scored: "dict[int, _PromptScores]") -> None:
+    def __init__(
+        self,
+        seqs: Seq[SeqStep],
+        scored: "dict[int, _PromptScores]",
+        embedded: "dict[int, _PromptMean]",
+    ) -> None:
         self.rows: list[int] = []
+        self.hidden_rows: list[int] = []
+        self.embedded_rows: list[tuple[SeqStep, int, int]] = []  # sequence, first row, count
         self.sample_rows: list[SampleRow] = []
         self.prompt_rows: list[tuple[SeqStep, int, int]] = []  # sequence, first row, count
         end = 0
         for seq in seqs:
             start, end = end, end + seq.num_tokens
+            if seq.seq_id in embedded:
+                self.embedded_rows.append((seq, len(self.hidden_rows), seq.num_tokens))
+                self.hidden_rows += range(start, end)
             if seq.seq_id in scored:
                 self.prompt_rows.append((seq, len(self.rows), seq.num_tokens))
                 self.rows += range(start, end)
@@ -148,6 +178,28 @@ class _PromptScores:
     @property
     def complete(self) -> bool:
         return len(self.scored) == len(self.prompt) - 1
+
+
+class _PromptMean:
+    """The mean of a prompt's hidden states, gathered chunk by chunk."""
+
+    def __init__(self, num_tokens: int) -> None:
+        self._num_tokens = num_tokens
+        self._num_added = 0
+        self._sum: torch.Tensor | float = 0.0
+
+    def add(self, hidden: torch.Tensor) -> None:
+        self._sum = self._sum + hidden.sum(0, dtype=torch.float64)
+        self._num_added += len(hidden)
+
+    @property
+    def complete(self) -> bool:
+        return self._num_added == self._num_tokens
+
+    def to_bytes(self) -> bytes:
+        assert isinstance(self._sum, torch.Tensor), "a prompt has a token"
+        mean = (self._sum / self._num_tokens).cpu().numpy()
+        return mean.astype("<f4").tobytes()
 
 
 def _block_tables(seqs: Seq[SeqStep]) -> np.ndarray:

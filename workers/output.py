@@ -69,4 +69,5 @@ class OutputProcessor:
             prompt_logprobs=progress.prompt_logprobs if answer.index == 0 else None,
             num_cached_tokens=progress.num_cached_tokens,
             error=progress.error,
+            embedding=progress.embedding,
         )

@@ -18,6 +18,7 @@ class Progress:
     finish_reason: FinishReason | None = None
     stop_token: int | None = None  # which of stop_token_ids ended it
     prompt_logprobs: list[TokenLogprobs] | None = None
+    embedding: bytes | None = None
     num_cached_tokens: int = 0  # of the prompt
     error: str | None = None
 

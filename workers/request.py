@@ -84,6 +84,7 @@ class OutputDelta:
     prompt_logprobs: list[TokenLogprobs] | None = None
     num_cached_tokens: int = 0  # of the prompt
     error: str | None = None
+    embedding: bytes | None = None  # of the prompt: float32, little-endian
 
 
 @dataclass(slots=True)

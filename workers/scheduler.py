@@ -333,6 +333,7 @@ class Scheduler:
     def _settle_step(self, seq: Sequence, step: SeqStep, output: StepOutput) -> Progress | None:
         seq.num_unsettled -= 1
         progress = Progress(seq.seq_id, [], num_cached_tokens=seq.num_cached_tokens)
+        progress.embedding = output.embeddings.get(seq.seq_id)
         scores = output.prompt_logprobs.get(seq.seq_id)
         if scores is not None and not seq.prompt_scored:
             progress.prompt_logprobs = scores

@@ -40,16 +40,16 @@ class BlockTables:
     def cached(self, seq: Sequence) -> list[int]:
         """Return the cached blocks that a waiting sequence can begin with.
 
-        The last token is always computed, for its logits; all are, for the prompt's logprobs.
+        The last token is always computed, for its logits; all are, where each brings something.
         """
-        if not self._caching or seq.params.prompt_logprobs is not None:
+        if not self._caching or seq.params.scores_prompt:
             return []
         self.hash_known(seq)
         return self.pool.match(seq.hashes[: self._num_findable(seq)])
 
     def shares_work(self, seq: Sequence, num_cached: int) -> bool:
         """Whether at least half of what is left to compute is being computed by another now."""
-        if seq.params.prompt_logprobs is not None:
+        if seq.params.scores_prompt:
             return False
         shared = 0
         for block_hash in seq.hashes[num_cached : self._num_findable(seq)]:
@@ -107,6 +107,6 @@ class BlockTables:
 
     def _count_lookup(self, seq: Sequence) -> None:
         seq.num_cached_tokens = seq.num_computed
-        if self._caching and seq.params.prompt_logprobs is None:
+        if self._caching and not seq.params.scores_prompt:
             self.pool.queries += seq.num_prompt_tokens
             self.pool.hits += seq.num_computed

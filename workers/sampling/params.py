@@ -58,6 +58,7 @@ class SamplingParams:
     prompt_logprobs: int | None = None
     structured: StructuredOutput | None = None
     skip_special_tokens: bool = True
+    embed: bool = False  # also return the mean of the prompt's hidden states
 
     def __post_init__(self) -> None:
         self._normalise()
@@ -75,6 +76,11 @@ class SamplingParams:
         """Whether the tokens before this one change the odds of the next."""
         neutral = (1.0, 0.0, 0.0)
         return neutral != (self.repetition_penalty, self.presence_penalty, self.frequency_penalty)
+
+    @property
+    def scores_prompt(self) -> bool:
+        """Whether something is wanted of every prompt token, so that none may come from a cache."""
+        return self.prompt_logprobs is not None or self.embed
 
     def check_against(
         self, *, vocab_size: int, max_logprobs: int, max_model_len: int, prompt_len: int
