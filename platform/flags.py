@@ -25,6 +25,8 @@ def given(arguments: argparse.Namespace, config: type) -> dict[str, Any]:
 
 
 def _options(hint: Any) -> dict[str, Any]:
+    if typing.get_origin(hint) is tuple:  # of texts: given one behind the other
+        return {"nargs": "+", "metavar": "TEXT"}
     arms = [arm for arm in typing.get_args(hint) if arm is not types.NoneType]
     if typing.get_origin(hint) is typing.Literal:
         return {"choices": arms}

@@ -1,0 +1,1 @@
+"""The OpenAI-compatible API: one ASGI application on any generator of tokens."""

@@ -1,0 +1,1 @@
+"""What the frontend measures, and how Prometheus reads it."""

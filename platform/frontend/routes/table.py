@@ -1,0 +1,143 @@
+"""Every path that the API has."""
+
+from stafette.platform.frontend.protocol import answers
+from stafette.platform.frontend.protocol.chat import ChatRequest
+from stafette.platform.frontend.protocol.completions import CompletionRequest
+from stafette.platform.frontend.protocol.embeddings import EmbeddingRequest
+from stafette.platform.frontend.protocol.responses import ResponsesRequest
+from stafette.platform.frontend.protocol.tokens import (
+    DetokenizeAnswer,
+    DetokenizeRequest,
+    TokenizeAnswer,
+    TokenizeRequest,
+)
+from stafette.platform.frontend.routes import about, tokens
+from stafette.platform.frontend.routes.chat import chat_completions
+from stafette.platform.frontend.routes.completions import completions
+from stafette.platform.frontend.routes.embeddings import embeddings
+from stafette.platform.frontend.routes.responses import responses
+from stafette.platform.frontend.routes.services import Route
+
+ROUTES = (
+    Route(
+        method="POST",
+        path="/v1/chat/completions",
+        handler=chat_completions,
+        summary="Answer a conversation.",
+        body=ChatRequest,
+        answer=answers.ChatCompletion,
+        admitted=True,
+        streams=True,
+    ),
+    Route(
+        method="POST",
+        path="/v1/completions",
+        handler=completions,
+        summary="Continue a text.",
+        body=CompletionRequest,
+        answer=answers.Completion,
+        admitted=True,
+        streams=True,
+    ),
+    Route(
+        method="POST",
+        path="/v1/responses",
+        handler=responses,
+        summary="Answer a conversation, in the form of OpenAI's newer API.",
+        body=ResponsesRequest,
+        answer=answers.Response,
+        admitted=True,
+        streams=True,
+    ),
+    Route(
+        method="POST",
+        path="/v1/embeddings",
+        handler=embeddings,
+        summary="Turn texts into vectors: the mean of the model's last hidden states.",
+        body=EmbeddingRequest,
+        answer=answers.Embeddings,
+        admitted=True,
+    ),
+    Route(
+        method="POST",
+        path="/tokenize",
+        handler=tokens.tokenize,
+        summary="Turn a text or a conversation into tokens.",
+        body=TokenizeRequest,
+        answer=TokenizeAnswer,
+        errors=(404, 408, 413),
+    ),
+    Route(
+        method="POST",
+        path="/detokenize",
+        handler=tokens.detokenize,
+        summary="Turn tokens into text.",
+        body=DetokenizeRequest,
+        answer=DetokenizeAnswer,
+        errors=(404, 408, 413),
+    ),
+    Route(
+        method="GET",
+        path="/v1/models",
+        handler=about.models,
+        summary="The models and adapters that requests may name.",
+        answer=answers.Models,
+    ),
+    Route(
+        method="GET",
+        path="/v1/models/{model}",
+        handler=about.model,
+        summary="One of them.",
+        answer=answers.Model,
+        errors=(404,),
+    ),
+    Route(
+        method="GET",
+        path="/health",
+        handler=about.live,
+        summary="Whether the engine is alive.",
+        answer=answers.Health,
+        guarded=False,
+        errors=(503,),
+    ),
+    Route(
+        method="GET",
+        path="/live",
+        handler=about.live,
+        summary="Whether the engine is alive: if not, restart.",
+        answer=answers.Health,
+        guarded=False,
+        errors=(503,),
+    ),
+    Route(
+        method="GET",
+        path="/ready",
+        handler=about.ready,
+        summary="Whether requests should be sent here.",
+        answer=answers.Health,
+        guarded=False,
+        errors=(503,),
+    ),
+    Route(
+        method="GET",
+        path="/metrics",
+        handler=about.metrics,
+        summary="Metrics for Prometheus.",
+        guarded=False,
+    ),
+    Route(
+        method="GET",
+        path="/version",
+        handler=about.tell_version,
+        summary="The version of stafette.",
+        answer=answers.Version,
+        guarded=False,
+    ),
+    Route(
+        method="GET",
+        path="/openapi.json",
+        handler=about.openapi,
+        summary="This document.",
+        guarded=False,
+    ),
+)
