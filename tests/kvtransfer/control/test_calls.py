@@ -152,6 +152,7 @@ def test_a_large_late_answer_costs_neither_the_connection_nor_the_owners_thread(
     for _ in range(3):
         with pytest.raises(TransferTimedOut):
             client.call("large", None, 0.02)
+    assert client._calls._owed == 3
 
     released.set()
 

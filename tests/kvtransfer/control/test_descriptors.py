@@ -116,6 +116,7 @@ def test_what_arrives_after_the_deadline_is_closed(start_owner, reach, memory, e
     for _ in range(3):
         with pytest.raises(TransferTimedOut):
             client.call_fds("lend", None, 0.02)
+    assert client._calls._owed == 3
     owner.gate.set()
 
     eventually(lambda: client._calls._owed == 0)

@@ -124,6 +124,19 @@ def pretend_to_be_the_server(wire: Wire, answer) -> None:
     handshake._send(channel, answer(claim), deadline)
 
 
+def test_a_proof_is_that_of_one_role_one_token_and_one_course_of_things():
+    transcript = Transcript(TOKEN, b"said", ["so", 1])
+    proof = transcript.prove("client")
+
+    assert transcript.proves("client", proof)
+    assert not transcript.proves("server", proof)
+    assert not Transcript(b"another token...", b"said", ["so", 1]).proves("client", proof)
+    for other in ([b"said", ["so", 2]], [b"sai", b"d", ["so", 1]], [b"said"], [["so", 1], b"said"]):
+        assert not Transcript(TOKEN, *other).proves("client", proof)
+    transcript.add(b"more")
+    assert not transcript.proves("client", proof)
+
+
 @pytest.mark.parametrize(
     "answer",
     [
