@@ -173,9 +173,9 @@ class KvIndex:
         self._clock = clock
         self._lock = Lock()
         self._table = _make_table(config, config.max_entries)
-        guessed = (_make_table(config, config.max_guesses) for _ in range(2))
-        self._predicted = Guesses(next(guessed), config.predicted)
-        self._approximate = Guesses(next(guessed), config.approximate)
+        self._guessed = [_make_table(config, config.max_guesses) for _ in range(2)]
+        self._predicted = Guesses(self._guessed[0], config.predicted)
+        self._approximate = Guesses(self._guessed[1], config.approximate)
         self._targets: dict[str, _Target] = {}
         self._sources: dict[str, _Target] = {}
         self._names = Names()
@@ -264,6 +264,12 @@ class KvIndex:
     def stats(self) -> TableStats:
         with self._lock:
             return self._table.stats()
+
+    def close(self) -> None:
+        """Give the memory back; what is told or asked after that finds an empty index."""
+        with self._lock:
+            for table in (self._table, *self._guessed):
+                table.close()
 
     def _guess(self, chain: bytes, width: int) -> list[Group]:
         now = self._clock()

@@ -129,6 +129,8 @@ class Simulation:
         for number, arrival in enumerate(arrivals):
             self._advance(arrival.at_s)
             self._serve(str(number), arrival, self._routers[number % len(self._routers)])
+        for router in self._routers:
+            router.close()
         return self.result
 
     def _router(self, config: RouterConfig, number: int) -> KvRouter:

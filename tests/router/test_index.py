@@ -317,6 +317,18 @@ def test_index_follows_a_lossy_stream_to_what_the_worker_has(make_index):
         assert overlaps == ({"w": Overlap(whole)} if whole else {})
 
 
+def test_closed_index_is_empty_and_takes_no_more(make_index):
+    index = make_index(spec())
+    index.on_batch(batch(BlockStored(None, hashes(4))))
+
+    index.close()
+    index.close()
+    index.on_batch(batch(BlockRemoved(hashes(1)), seq=2))
+
+    assert index.match(chain(4)).overlaps() == {}
+    assert index.unregister("w") == 0
+
+
 @pytest.mark.parametrize("field", ["max_entries", "max_guesses"])
 def test_bound_below_one_is_refused(field):
     with pytest.raises(InvalidValue, match=f"index.{field} = 0"):

@@ -165,6 +165,41 @@ def test_block_that_was_used_longest_ago_goes_first(make_table):
         assert table.held(0) == len(order)
 
 
+def test_block_that_is_used_while_its_neighbours_go_stays(make_table):
+    table = make_table(10)
+    for name in "abcdefghij":
+        table.store(0, "device", block(name), WIDTH)
+    old = b"".join(block(f"old{number}") for number in range(10))
+    table.store(0, "device", old, WIDTH)  # one tick for all ten
+    table.store(0, "device", block("x"), WIDTH)  # the last of them goes
+    for number in range(9):
+        assert found(table, block(f"old{number}"))
+
+    table.store(0, "device", block("y"), WIDTH)
+
+    assert found(table, block("x")) == {}
+    assert all(found(table, block(f"old{number}")) for number in range(9))
+
+
+def test_memory_follows_what_is_held_not_what_came_and_went(make_table):
+    table = make_table()
+    table.store(0, "device", b"".join(block(f"k{n}") for n in range(500)), WIDTH)
+    before = table.stats().bytes
+    for round_of_all in range(60):
+        come = b"".join(block(f"{round_of_all}-{number}") for number in range(1_000))
+        table.store(0, "device", come, WIDTH)
+        table.remove(0, "device", come, WIDTH)
+        table.store(1, "device", block("again"), WIDTH)
+        table.remove(1, "device", block("again"), WIDTH)
+    for _ in range(40_000):  # one block leaves and comes back, over and over
+        table.remove(0, "device", block("k0"), WIDTH)
+        table.store(0, "device", block("k0"), WIDTH)
+
+    # Room for the 1,000 that are held at most, and the notes that may be stale.
+    assert table.stats().bytes <= before + 1_000 * 44 + 20_000
+    assert table.held(0) == 500
+
+
 def test_evicted_block_is_gone_for_all_its_holders_and_counted(make_table):
     table = make_table(4)
     table.store(0, "device", chain_of("a"), WIDTH)
