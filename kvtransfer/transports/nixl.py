@@ -32,10 +32,10 @@ from stafette.kvtransfer.transport import (
     Surroundings,
     Transport,
 )
-from stafette.kvtransfer.transports.one_sided.engines import Engines
+from stafette.kvtransfer.transports.one_sided.engines import Engines, deregister
 from stafette.kvtransfer.transports.one_sided.fetcher import NAME, Fetcher, Limits
 from stafette.kvtransfer.transports.one_sided.host import NixlHost
-from stafette.kvtransfer.transports.one_sided.nixl_agent import Agent, NixlAgent, load
+from stafette.kvtransfer.transports.one_sided.nixl_agent import Agent, NixlAgent, NixlFailed, load
 from stafette.kvtransfer.transports.one_sided.orphans import Orphans
 from stafette.kvtransfer.transports.visits.lanes import LaneLink, Links, Worker
 from stafette.kvtransfer.transports.visits.reception import Reception, Visitor
@@ -74,7 +74,7 @@ class NixlConfig:
 
 class NixlTransport(Transport):
     name = NAME
-    # Measured between two processes on one host, by CMA.
+    # As on one host by CMA, large blocks; RDMA is quicker, and is soon measured.
     capabilities = Capabilities(_KINDS, _KINDS, same_host=False, setup_us=400.0, gb_per_s=4.0)
 
     def __init__(
@@ -103,7 +103,8 @@ class NixlTransport(Transport):
         try:
             self._offered.attach(region)
             self._engines.attach(region)
-        except ConnectionError as error:
+        except NixlFailed as error:
+            self._offered.detach(region)
             raise InvalidValue("region", region.name, str(error)) from error
         return region.address
 
@@ -169,8 +170,10 @@ class _Offered:
 
     def detach(self, region: LocalRegion) -> None:
         with self._lock:
-            self._agent.deregister(self._registered.pop(region.name))
-            self.serial += 1
+            registered = self._registered.pop(region.name, None)
+            if registered is not None:
+                deregister(self._agent, registered, region.name)
+                self.serial += 1
 
     def close(self) -> None:
         with self._lock:

@@ -1,6 +1,7 @@
 """The agents that read: one at a time, a new one when the last one had to be given up."""
 
 import itertools
+import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,7 +9,9 @@ from contextlib import contextmanager
 from stafette.kvtransfer.errors import PeerLost
 from stafette.kvtransfer.regions import LocalRegion
 from stafette.kvtransfer.transport import PeerInfo
-from stafette.kvtransfer.transports.one_sided.nixl_agent import Agent
+from stafette.kvtransfer.transports.one_sided.nixl_agent import Agent, NixlFailed
+
+_log = logging.getLogger(__name__)
 
 
 class Engine:
@@ -28,7 +31,9 @@ class Engine:
         self._registered[region.name] = self.agent.register(region)
 
     def detach(self, region: LocalRegion) -> None:
-        self.agent.deregister(self._registered.pop(region.name))
+        registered = self._registered.pop(region.name, None)
+        if registered is not None:
+            deregister(self.agent, registered, region.name)
 
     def know(self, peer: PeerInfo, serial: int, fetch: Callable[[], bytes]) -> str:
         """Return the name of the peer's agent, whose registrations have that serial number."""
@@ -40,6 +45,14 @@ class Engine:
             with self._lock:
                 self._known[key] = known
         return known[1]
+
+
+def deregister(agent: Agent, registered: object, name: str) -> None:
+    """Deregister a region that nobody uses any more. Whoever does that goes on in any case."""
+    try:
+        agent.deregister(registered)
+    except NixlFailed as error:
+        _log.error("region %s stays registered with NIXL: %s", name, error)
 
 
 class Engines:
@@ -58,10 +71,15 @@ class Engines:
             return is_over()
 
     def attach(self, region: LocalRegion) -> None:
+        """Register it with every agent, or with none."""
         with self._lock:
             self._regions[region.name] = region
-            for engine in self._living:
-                engine.attach(region)
+            try:
+                for engine in self._living:
+                    engine.attach(region)
+            except BaseException:
+                self.detach(region)
+                raise
 
     def detach(self, region: LocalRegion) -> None:
         with self._lock:

@@ -218,6 +218,8 @@ def load() -> Any:
         with suppress(ImportError):
             api = import_module(name)
             _keep_off_stdout(raising)
+            if not hasattr(api, "nixl_thread_sync_t"):
+                raise InvalidValue("transport", "nixl", "this NIXL is too old: 1.5.1 was tried")
             return api
     remedy = "needs NIXL: pip install --no-deps nixl-cu12 (or nixl-cu13), or 'stafette[nixl]'"
     raise InvalidValue("transport", "nixl", remedy)

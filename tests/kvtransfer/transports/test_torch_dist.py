@@ -55,9 +55,21 @@ def cluster():
     cluster.close()
 
 
+@pytest.fixture(scope="module")
+def lasting():
+    """An owner that many tests use: to start one takes as long as to import torch."""
+    cluster = contract.Cluster("torch_dist")
+    yield cluster.owner()
+    cluster.close()
+
+
 @pytest.fixture
-def pair(cluster):
-    return cluster.pair()
+def pair(lasting, cluster):
+    """That owner, and a reader that has no way to it yet."""
+    reader = cluster.reader()
+    reader.agent.add_peer(lasting.metadata)
+    yield lasting, reader
+    lasting.go_on()
 
 
 def wait_until(condition) -> None:
@@ -128,8 +140,8 @@ def pool_of(cluster, owner) -> np.ndarray:
     return reader.pool
 
 
-def test_engines_own_process_group_is_not_disturbed(pair):
-    owner, reader = pair
+def test_engines_own_process_group_is_not_disturbed(cluster):
+    owner, reader = cluster.pair()
     store = torch.distributed.HashStore()
     torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
     try:
@@ -243,7 +255,6 @@ def test_stopped_owner_does_not_keep_other_jobs_waiting_beyond_their_deadlines(p
         with pytest.raises(TransferTimedOut):
             transfer.wait(PATIENCE_S)
         assert transfer.wait_settled(PATIENCE_S)
-    owner.go_on()
     assert reader.agent.stats().unsettled == 0
 
 
@@ -257,7 +268,6 @@ def test_owner_stopped_while_the_group_is_made_is_given_up_at_the_deadline(pair)
     with pytest.raises(TransferTimedOut):
         transfer.wait(PATIENCE_S)
     assert transfer.wait_settled(PATIENCE_S)
-    owner.go_on()
 
 
 def test_transfer_cancelled_while_the_group_is_made_settles_at_once(pair):
@@ -272,7 +282,6 @@ def test_transfer_cancelled_while_the_group_is_made_settles_at_once(pair):
     assert transfer.settled
     with pytest.raises(TransferCancelled):
         transfer.wait(PATIENCE_S)
-    owner.go_on()
 
 
 def test_owner_that_closes_in_the_middle_of_a_read_leaves_no_thread(cluster):

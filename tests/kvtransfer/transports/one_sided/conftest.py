@@ -38,16 +38,20 @@ class FakeAgent(Agent):
         self.registered: dict[int, tuple[int, int]] = {}
         self.known: dict[str, set[tuple[int, int]]] = {}
         self.destroyed = False
+        self.refuses = ""  # a call of this one alone
         self.holds_on = False  # something keeps it alive: destroying it is no fence
         self._numbers = itertools.count()
 
     def register(self, region):
         self.nixl.called("register")
+        if self.refuses == "register":
+            raise NixlFailed("NIXL: registering: refused")
         number = next(self._numbers)
         self.registered[number] = region.address, region.address + region.info.nbytes
         return number
 
     def deregister(self, registered):
+        self.nixl.called("deregister")
         del self.registered[registered]
 
     def metadata(self):

@@ -429,6 +429,30 @@ def test_region_that_nixl_refuses_is_named(house, nixl, make_region):
         house.owner.attach(make_region(name="more"))
 
 
+def test_region_that_one_agent_refuses_is_registered_with_none(house, nixl, make_region):
+    assert house.start().end() is None
+    serving, reading = nixl.agents["reader@1"], nixl.agents["reader@1/1"]
+    reading.refuses = "register"
+
+    with pytest.raises(InvalidValue, match="region = 'more'"):
+        house.reader.attach(make_region(name="more"))
+
+    assert len(serving.registered) == len(reading.registered) == 1
+    reading.refuses = ""
+    assert house.reader.attach(make_region(name="more"))
+
+
+def test_region_that_nixl_does_not_let_go_is_forgotten_all_the_same(house, nixl, caplog):
+    nixl.refuses = "deregister"
+
+    house.owner.detach(house.theirs)
+
+    assert "region theirs stays registered" in caplog.text
+    nixl.refuses = ""
+    house.offer(house.theirs)
+    assert house.start().end() is None
+
+
 # Whom it reaches
 
 

@@ -191,6 +191,7 @@ def test_first_module_that_is_there_is_nixl(monkeypatch):
         monkeypatch.setitem(sys.modules, name, None)
     package = types.ModuleType("nixl_cu12")
     package._api = types.ModuleType("nixl_cu12._api")
+    package._api.nixl_thread_sync_t = None
     monkeypatch.setitem(sys.modules, "nixl_cu12", package)
     monkeypatch.setitem(sys.modules, "nixl_cu12._api", package._api)
 
@@ -205,6 +206,13 @@ def test_without_nixl_the_remedy_is_told(monkeypatch):
         nixl_agent.load()
 
 
+def test_nixl_that_is_too_old_is_told(monkeypatch):
+    monkeypatch.setattr(nixl_agent, "import_module", types.ModuleType)
+
+    with pytest.raises(InvalidValue, match="too old"):
+        nixl_agent.load()
+
+
 def test_log_of_nixl_goes_where_all_logs_go(monkeypatch, capsys, caplog):
     """Its import sends it to stdout, where a program's answers may be."""
 
@@ -213,7 +221,7 @@ def test_log_of_nixl_goes_where_all_logs_go(monkeypatch, capsys, caplog):
         logger.addHandler(logging.StreamHandler(sys.stdout))
         logger.propagate = False
         logger.setLevel(logging.INFO)
-        return types.ModuleType(name)
+        return types.SimpleNamespace(nixl_thread_sync_t=None)
 
     logger = logging.getLogger("nixl")
     monkeypatch.setattr(nixl_agent, "import_module", import_as_nixl)
