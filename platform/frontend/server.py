@@ -22,7 +22,8 @@ _POLL_S = 0.01
 def listen(config: FrontendConfig) -> socket.socket:
     """Return a socket that listens; InvalidSetting when the address cannot be had."""
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    # The protocol is named, or asyncio would not turn Nagle's algorithm off on its connections.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((config.host, config.port))

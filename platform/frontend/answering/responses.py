@@ -71,7 +71,7 @@ class ResponseWriter:
         return self._closed("incomplete", reason)
 
     def fail(self, error: ApiError) -> str:
-        shown = {"code": error.code or error.kind, "message": error.message}
+        shown = {"code": "server_error", "message": error.message}
         response = self._shown("failed") | {"error": shown}
         return self._emit("response.failed", {"response": response})
 
@@ -156,7 +156,10 @@ class ResponseWriter:
         tally = self.tally
         return {
             "input_tokens": tally.prompt_tokens,
-            "input_tokens_details": {"cached_tokens": tally.cached_tokens},
+            "input_tokens_details": {
+                "cached_tokens": tally.cached_tokens,
+                "cache_write_tokens": 0,  # nobody pays for these here
+            },
             "output_tokens": tally.completion_tokens,
             "output_tokens_details": {"reasoning_tokens": tally.reasoning_tokens},
             "total_tokens": tally.prompt_tokens + tally.completion_tokens,

@@ -112,9 +112,13 @@ class Completion(Fields):
     placement: dict[str, Any] | None = None
 
 
+class InputDetails(PromptDetails):
+    cache_write_tokens: int
+
+
 class ResponseUsage(Fields):
     input_tokens: int
-    input_tokens_details: PromptDetails
+    input_tokens_details: InputDetails
     output_tokens: int
     output_tokens_details: CompletionDetails
     total_tokens: int

@@ -1,0 +1,139 @@
+"""What the server tells of itself."""
+
+import asyncio
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from stafette.platform.frontend.generator import Status
+
+
+async def metrics_of(api):
+    """Return every sample by its name and labels."""
+    text = (await api.get("/metrics")).body.decode()
+    return {
+        (sample.name, *sorted(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+async def test_the_models_are_those_that_requests_may_name(api):
+    api.generator.state = Status(loras=("tuned",))
+
+    listed = (await api.get("/v1/models")).json()["data"]
+
+    assert [model["id"] for model in listed] == ["small", "alias", "tuned"]
+    assert [model["parent"] for model in listed] == [None, None, "small"]
+    assert listed[0]["max_model_len"] == 512
+    assert (await api.get("/v1/models/tuned")).json() == listed[2]
+    assert (await api.get("/v1/models/or/g")).status == 404
+
+
+@pytest.mark.parametrize(
+    ("state", "live", "ready"),
+    [
+        (Status(), 200, 200),
+        (Status(ready=False), 200, 503),
+        (Status(alive=False, ready=False), 503, 503),
+    ],
+)
+async def test_it_is_alive_and_ready_as_its_generator_is(api, state, live, ready):
+    api.generator.state = state
+
+    replies = [(await api.get(path)).status for path in ("/health", "/live", "/ready")]
+
+    assert replies == [live, live, ready]
+
+
+async def test_a_server_that_drains_is_alive_and_takes_nothing_new(api):
+    api.app.drain()
+
+    assert (await api.get("/live")).status == 200
+    assert (await api.get("/ready")).status == 503
+    refused = await api.chat()
+    assert (refused.status, refused.headers["retry-after"]) == (503, "1")
+
+
+async def test_it_has_a_version(api):
+    assert (await api.get("/version")).json()["version"]
+
+
+async def test_metrics_bear_vllms_names(api, script):
+    api.generator.state = Status(num_running=3, num_waiting=2, kv_cache_usage=0.25, prefix_hits=7)
+    api.generator.steps = script.say("a", "b", "c", finish="length")
+    await api.chat()
+    model = ("model_name", "small")
+
+    values = await metrics_of(api)
+
+    assert values["vllm:num_requests_running", model] == 3
+    assert values["vllm:num_requests_waiting", model] == 2
+    assert values["vllm:kv_cache_usage_perc", model] == 0.25
+    assert values["vllm:prefix_cache_hits_total", model] == 7
+    prompt = len(api.generator.request.prompt_token_ids)
+    assert values["vllm:prompt_tokens_total", model] == prompt
+    assert values["vllm:generation_tokens_total", model] == 3
+    assert values["vllm:time_to_first_token_seconds_count", model] == 1
+    assert values["vllm:inter_token_latency_seconds_count", model] == 2
+    assert values["vllm:e2e_request_latency_seconds_count", model] == 1
+    assert values["vllm:request_success_total", ("finished_reason", "length"), model] == 1
+
+
+async def test_metrics_count_responses_by_path_and_status(api):
+    await api.chat()
+    await api.chat(temperature=-1)
+    await api.get("/nowhere/1")
+    await api.get("/nowhere/2")
+
+    values = await metrics_of(api)
+
+    chat = ("path", "/v1/chat/completions")
+    assert values["stafette_http_responses_total", chat, ("status", "200")] == 1
+    assert values["stafette_http_responses_total", chat, ("status", "400")] == 1
+    assert values["stafette_http_responses_total", ("path", ""), ("status", "404")] == 2
+
+
+async def test_an_answer_that_was_given_up_counts_as_aborted(api):
+    api.generator.steps = [asyncio.Event()]
+    await api.chat(deadline=0.02, n=2)
+
+    values = await metrics_of(api)
+
+    aborted = ("finished_reason", "abort")
+    assert values["vllm:request_success_total", aborted, ("model_name", "small")] == 2
+
+
+async def test_every_time_falls_into_the_bucket_that_holds_it(api):
+    histogram = api.app.metrics.e2e_latency
+    for seconds in (0.1, 0.3, 0.31, 10_000):
+        histogram.observe(seconds)
+
+    values = await metrics_of(api)
+
+    def up_to(bound):
+        name = "vllm:e2e_request_latency_seconds_bucket"
+        return values[name, ("le", bound), ("model_name", "small")]
+
+    assert [up_to("0.3"), up_to("0.5"), up_to("7680.0"), up_to("+Inf")] == [2, 3, 3, 4]
+
+
+async def test_a_path_that_does_not_exist_lists_those_that_do(api):
+    reply = await api.get("/v2/chat")
+
+    assert reply.status == 404
+    assert "/v1/chat/completions" in reply.error["message"]
+
+
+async def test_a_wrong_method_is_told_the_right_one(api):
+    reply = await api.get("/v1/chat/completions")
+
+    assert (reply.status, reply.headers["allow"]) == (405, "POST")
+
+
+async def test_a_request_keeps_the_id_that_it_brings(api):
+    own = await api.get("/version", x_request_id="trace-1.a")
+    bad = await api.get("/version", x_request_id="a\tb")
+
+    assert own.headers["x-request-id"] == "trace-1.a"
+    assert bad.headers["x-request-id"] not in ("", "a\tb")
