@@ -157,6 +157,8 @@ class KvRouter:
     def apply(self, router_id: str, change: Change) -> None:
         """Book what another router did."""
         self.sharing.apply(self.fleet, router_id, change, self._clock())
+        if isinstance(change, Reserved):
+            self._predict(change)
 
     def forget_router(self, router_id: str) -> None:
         """Another router is gone, and what it had placed is nobody's."""
@@ -257,9 +259,15 @@ class KvRouter:
             stays.insert(0, (chosen.decode, waits))
         reserved = Reserved(request.request_id, tuple(stays))
         self._book(reserved)
-        if self.config.predict and self.config.policy.name not in EVENTLESS and request.chain:
-            for target, _ in stays:
-                self.index.predict(target, request.chain)
+        self._predict(reserved)
+
+    def _predict(self, reserved: Reserved) -> None:
+        """Its targets will hold its blocks soon."""
+        if not self.config.predict or self.config.policy.name in EVENTLESS:
+            return
+        for target, stay in reserved.stays:
+            if stay.chain and target in self.fleet.members:
+                self.index.predict(target, stay.chain)
 
     def _book(self, change: Reserved | Computed | Freed) -> None:
         self.sharing.book(self.fleet, change, self._clock())

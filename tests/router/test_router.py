@@ -242,6 +242,20 @@ def test_disaggregated_request_that_is_given_up_leaves_both_targets():
     assert router.fleet["d"].load.view(0.0).waiting == 0
 
 
+def test_role_can_change_while_requests_run():
+    router = make_router(worker("a", role="decode"), worker("b", role="decode"))
+    router.place(request("1", pinned="a"))
+
+    router.set_role("b", "prefill")
+    for number in range(5):
+        router.place(request(f"busy{number}", tokens=20, first_token=50 + number))
+        router.first_token(f"busy{number}")
+
+    placement = router.place(request("2", tokens=2_000, first_token=9))
+    assert (placement.prefill, placement.decode) == ("b", "a")
+    assert "1" in router.fleet["a"].load.request_ids
+
+
 def test_blocks_of_a_busy_target_are_pulled():
     network = TransferConfig(pull=True, same_rack_gb_s=100.0, same_rack_ms=1.0)
     specs = [worker(name, rack="r", block_bytes=1_000_000) for name in ("a", "b")]

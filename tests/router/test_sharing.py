@@ -61,6 +61,18 @@ def test_two_routers_that_share_do_not_send_everything_to_one_target():
     assert second != first
 
 
+def test_siblings_stay_together_across_routers():
+    other = make_router()
+    router = make_router(publish=lambda change: other.apply("one", change))
+    chain = bytes(range(200)) * 8  # 100 blocks
+    first = router.place(Request(request_id="1", prompt_tokens=1_000, chain=chain)).decode
+    router.free("1")
+
+    placement = other.place(Request(request_id="2", prompt_tokens=1_000, chain=chain))
+
+    assert (placement.decode, placement.cached_tokens) == (first, 999)
+
+
 def test_change_survives_the_wire():
     pair = Reserved("r", (("d", Stay(30, 20, 0.0, b"", computes=False)), *RESERVED.stays))
     for change in (
