@@ -63,7 +63,12 @@ class HeldLease:
             reason = f"the region has {info.nbytes} bytes"
             raise AccessDenied(name, f"bytes beyond {info.name}", reason)
         asked = extents.blocks(info.block_bytes)
-        places = self._find(asked)
+        first, last = int(self.blocks[0]), int(self.blocks[-1])
+        if last - first + 1 == len(self.blocks) and len(asked):  # one run: no search is needed
+            if first <= asked[0] and asked[-1] <= last:
+                run: Int64s = asked - first
+                return run
+        places = np.searchsorted(self.blocks, asked)
         known = self.blocks[np.minimum(places, len(self.blocks) - 1)] == asked
         if not known.all():
             outside = int(asked[~known][0])
@@ -77,10 +82,3 @@ class HeldLease:
         changed = now[blocks] != self.generations[places]
         if changed.any():
             raise StaleBlocks(name, self.region.name, tuple(blocks[changed].tolist()))
-
-    def _find(self, asked: Int64s) -> Int64s:
-        first, last = int(self.blocks[0]), int(self.blocks[-1])
-        if last - first + 1 == len(self.blocks):  # one run: no search is needed
-            shifted: Int64s = asked - first
-            return np.where(shifted < 0, len(self.blocks), shifted)
-        return np.searchsorted(self.blocks, asked)
