@@ -19,6 +19,7 @@ class TcpConfig:
     max_connections: int = 1_024  # of all peers together, each with a thread
     stall_timeout_s: float = 10.0  # for a peer to take a frame, or to say the rest of one
     dial_timeout_s: float = 5.0
+    ask_us: int = 100  # who waits for an answer asks so long, giving way to others, then sleeps
     native: bool = True  # False: without the native library, as where it was not built
 
     def __post_init__(self) -> None:
@@ -28,8 +29,9 @@ class TcpConfig:
         for name in _ABOVE_ZERO:
             if not getattr(self, name) > 0:
                 raise InvalidValue(f"tcp.{name}", getattr(self, name), "must be above 0")
-        if self.small_bytes < 0:
-            raise InvalidValue("tcp.small_bytes", self.small_bytes, "must be at least 0")
+        for name in ("small_bytes", "ask_us"):
+            if getattr(self, name) < 0:
+                raise InvalidValue(f"tcp.{name}", getattr(self, name), "must be at least 0")
         if self.spread_bytes <= self.small_bytes:
             remedy = f"must be above small_bytes, {self.small_bytes}"
             raise InvalidValue("tcp.spread_bytes", self.spread_bytes, remedy)

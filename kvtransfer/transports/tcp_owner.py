@@ -66,12 +66,11 @@ class OwnerEnd:
 
     def _take_in(self) -> bool:
         """Handle what has come, wait for it when there is nothing else to do; False at the end."""
-        data = self._wire.recv()
-        if data is None and not self._tasks:
+        if not self._tasks and not self._wire.holds_back:
             timeout_s = self._config.stall_timeout_s if self._messages.partial else None
             if not self._wire.await_input(timeout_s):
                 raise TimeoutError("the rest of a message did not come")
-            data = self._wire.recv()
+        data = self._wire.recv()
         for body in self._messages.feed(data or b""):
             self._handle(read_message(body))
         return data != b""

@@ -26,6 +26,24 @@ from stafette.kvtransfer.transports.tcp_wire import wire_of
 _LINGER_S = 0.05  # in the middle of a frame; a pause of its sender is mostly shorter
 
 
+class Answers:
+    """How soon the owner answers, as a rule; a thread that waits longer should sleep at once."""
+
+    _NEWEST = 0.2  # its weight
+    _MOST_S = 0.01  # that count of one answer: a few quick ones outweigh it
+
+    def __init__(self, ask_s: float) -> None:
+        self._ask_s = ask_s
+        self._typical_s = 0.0
+
+    @property
+    def worth_asking_s(self) -> float:
+        return self._ask_s if self._typical_s < self._ask_s else 0.0
+
+    def took(self, seconds: float) -> None:
+        self._typical_s += self._NEWEST * (min(self._MOST_S, seconds) - self._typical_s)
+
+
 class Session:
     """`run` is the thread, `lend` another. What is marked so is called with the lock held."""
 
@@ -46,6 +64,7 @@ class Session:
         self._role = threading.Lock()
         self._failure: BaseException | None = None  # nobody receives any more
         self._lent = False
+        self._answers = Answers(way.config.ask_us / 1e6)
         self._alarm = select.epoll()  # of the session's own thread
         self._alarm.register(self._wire.fd, select.EPOLLIN)
         self._alarm.register(self._wake_fd, select.EPOLLIN | select.EPOLLET)
@@ -110,9 +129,10 @@ class Session:
             raise
 
     def _receive_until(self, over: Callable[[], bool], until: float) -> None:
-        with self._lock:
-            self._lent = True
+        # Who ends a part looks for us afterwards, and we ask what is over afterwards.
+        self._lent = True
         self._alarm.modify(self._wire.fd, 0)
+        self._wire.ask_for(self._answers.worth_asking_s)
         try:
             self._step_until(over, until)
         except (OSError, MalformedMessage) as error:
@@ -121,19 +141,20 @@ class Session:
             self._failure = InterruptedError(f"a thread that received was ended by {error!r}")
             raise
         finally:
+            self._wire.ask_for(0.0)
             self._take_back()
 
     def _step_until(self, over: Callable[[], bool], until: float) -> None:
         """Nothing that has come is left behind: the session's own thread would not hear of it."""
-        while self._wire.has_header or not over():
-            left_s = until - time.monotonic()
-            if left_s <= 0 and not self._wire.has_header:
-                return
-            self._receiver.step(max(0.0, left_s))
+        began = now = time.monotonic()
+        while self._wire.has_header or (now < until and not over()):
+            self._receiver.step(max(0.0, until - now))
+            if now == began:
+                self._answers.took(time.monotonic() - began)
+            now = time.monotonic()
 
     def _take_back(self) -> None:
-        with self._lock:
-            self._lent = False
+        self._lent = False
         self._alarm.modify(self._wire.fd, select.EPOLLIN)
         if self._failure is not None or self._wire.holds_back:
             self._asking.wake()

@@ -3,7 +3,7 @@
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import AbstractContextManager
 
 import numpy as np
 
@@ -21,7 +21,9 @@ from stafette.kvtransfer.transports.tcp_wire import Wire
 class Task(ABC):
     """Sends what one request asked for, piece by piece; holds the claim until it is released."""
 
-    def __init__(self, request: Request, claim: Claim, hold: ExitStack, config: TcpConfig) -> None:
+    def __init__(
+        self, request: Request, claim: Claim, hold: AbstractContextManager[Claim], config: TcpConfig
+    ) -> None:
         self.number = request.number
         self.num_extents = len(request.source)
         self.claim = claim
@@ -52,14 +54,16 @@ class Task(ABC):
         return body
 
     def release(self) -> None:
-        """Give the claim back. Safe to call twice."""
-        self._hold.close()
+        """Give the claim back; once."""
+        self._hold.__exit__(None, None, None)
 
 
 class HostTask(Task):
     """Memory is sent from where it lies."""
 
-    def __init__(self, request: Request, claim: Claim, hold: ExitStack, config: TcpConfig) -> None:
+    def __init__(
+        self, request: Request, claim: Claim, hold: AbstractContextManager[Claim], config: TcpConfig
+    ) -> None:
         super().__init__(request, claim, hold, config)
         self._source = request.source
         self._total = request.source.total_bytes
@@ -94,12 +98,13 @@ class HostTask(Task):
 class FileTask(Task):
     """A file is read into a buffer, a frame at a time, and sent from there."""
 
-    def __init__(self, request: Request, claim: Claim, hold: ExitStack, config: TcpConfig) -> None:
+    def __init__(
+        self, request: Request, claim: Claim, hold: AbstractContextManager[Claim], config: TcpConfig
+    ) -> None:
         super().__init__(request, claim, hold, config)
         region = claim.region
         self._name = region.name
         self._fd = os.dup(region.fd)  # its registrar may close it while we read
-        hold.callback(os.close, self._fd)
         self._offsets = request.source.offsets + np.uint64(region.address)
         self._lengths = request.source.lengths
         self._index = self._within = 0
@@ -122,6 +127,10 @@ class FileTask(Task):
         self._fill(buffer)
         self._left = 0
         return self._noted(buffer.tobytes())
+
+    def release(self) -> None:
+        os.close(self._fd)
+        super().release()
 
     def _fill(self, buffer: Bytes) -> None:
         room = buffer.data
@@ -153,9 +162,9 @@ def open_task(request: Request, peer: PeerInfo, ours: Surroundings, config: TcpC
     """Check what a peer asks for, and hold it; a typed error tells what is wrong."""
     if request.epoch != ours.epoch:
         raise StaleEpoch(ours.name, request.epoch, ours.epoch)
-    hold = ExitStack()
+    hold = ours.gate.claim(peer.name, request.lease_id, request.source)
+    claim = hold.__enter__()
     try:
-        claim = hold.enter_context(ours.gate.claim(peer.name, request.lease_id, request.source))
         info = claim.region.info
         if info.generation != request.generation:
             raise LeaseEnded(request.lease_id, f"region {info.name} was registered anew")
@@ -164,5 +173,5 @@ def open_task(request: Request, peer: PeerInfo, ours: Surroundings, config: TcpC
             raise TransportUnavailable("tcp", ours.name, f"it does not send {info.kind} memory")
         return task(request, claim, hold, config)
     except BaseException:
-        hold.close()
+        hold.__exit__(None, None, None)
         raise

@@ -48,12 +48,15 @@ class Incoming(ctypes.Structure):
     fd: int
     header_bytes: int
     frame_left: int
+    ask_us: int
 
     _fields_ = [
         ("fd", ctypes.c_int32),
         ("wake_fd", ctypes.c_int32),
         ("header_bytes", ctypes.c_uint32),
         ("frame_left", ctypes.c_uint32),
+        ("ask_us", ctypes.c_int32),
+        ("unused", ctypes.c_uint32),
         ("header", ctypes.c_uint8 * HEADER_BYTES),
     ]
 
@@ -137,6 +140,10 @@ class Wire:
             size -= sent - of_header
 
     # The reader's side
+
+    def ask_for(self, seconds: float) -> None:
+        """Ask for a header again and again for so long, from now on, before a thread sleeps."""
+        self._in.ask_us = int(seconds * 1e6)
 
     @property
     def fd(self) -> int:
@@ -253,7 +260,7 @@ class NativeWire(Wire):
 
     def __init__(self, library: ctypes.CDLL, connection: socket.socket, wake_fd: int = -1) -> None:
         super().__init__(connection, wake_fd)
-        self._run_receive = library.stafette_receive_1
+        self._run_receive = library.stafette_receive_2
         self._run_send = library.stafette_send_1
         self._in_place = ctypes.byref(self._in)
 

@@ -20,6 +20,7 @@ from stafette.kvtransfer.transports.tcp_frames import (
 )
 from stafette.kvtransfer.transports.tcp_parts import cut
 from stafette.kvtransfer.transports.tcp_ranges import MAX_VECTORS, Ranges
+from stafette.kvtransfer.transports.tcp_session import Answers
 
 POOL = np.random.default_rng(0).integers(0, 256, 10_000, np.uint8)
 some_ranges = st.lists(
@@ -61,6 +62,7 @@ def asked_for(*numbers, max_requests=64):
         ("stall_timeout_s", 0.0),
         ("dial_timeout_s", -1.0),
         ("small_bytes", -1),
+        ("ask_us", -1),
         ("spread_bytes", 10),
         ("frame_bytes", 100),
         ("frame_bytes", 1 << 30),
@@ -190,6 +192,20 @@ def test_number_that_nobody_asked_for_is_malformed():
     for number in (0, 2):
         with pytest.raises(MalformedMessage):
             books.find(number)
+
+
+def test_thread_asks_again_and_again_only_where_answers_come_soon():
+    answers = Answers(100e-6)
+    assert answers.worth_asking_s == 100e-6
+
+    answers.took(5.0)
+    assert answers.worth_asking_s == 0
+    for _ in range(30):
+        answers.took(50e-6)
+    assert answers.worth_asking_s == 100e-6
+    for _ in range(30):
+        answers.took(150e-6)
+    assert answers.worth_asking_s == 0
 
 
 def test_messages_and_headers_survive_the_way():
