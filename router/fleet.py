@@ -7,7 +7,7 @@ from stafette.kvtransfer.blocks import HASH_BYTES
 from stafette.router.errors import UnknownTarget
 from stafette.router.filters import FilterConfig, reason_against
 from stafette.router.index import NOTHING, Overlap
-from stafette.router.load import Load, LoadConfig
+from stafette.router.load import Load, LoadConfig, LoadView
 from stafette.router.performance import Learner, Performance, StepReport
 from stafette.router.request import Candidate, Request, WorkerSpec
 
@@ -19,6 +19,7 @@ class Member:
     learner: Learner
     healthy: bool = True
     draining: bool = False
+    last: Candidate | None = None  # as it was the last time: most stay as they are
 
     @property
     def away(self) -> str | None:
@@ -73,20 +74,31 @@ class Fleet:
     ) -> tuple[list[Candidate], dict[str, str]]:
         """Return who can take the request, and why the others cannot."""
         able, left_out = [], {}
-        num_blocks = len(request.chain) // HASH_BYTES
         for target, member in self.members.items():
-            performance, spec = member.learner.performance, member.spec
+            performance = member.learner.performance
             load = member.load.view(now, performance.prefill_ms_per_token)
-            reason = member.away or reason_against(request, spec, load, self.filter_config)
+            reason = member.away or reason_against(request, member.spec, load, self.filter_config)
             if reason is not None:
                 left_out[target] = reason
-                continue
-            # What is shared matters where blocks may run out: to look for it takes time.
-            tight = 0 < spec.total_blocks < load.used_blocks + 2 * num_blocks
-            shared = member.load.shared(request.chain) if tight or self.always_shared else 0
-            overlap = overlaps.get(target, NOTHING)
-            able.append(Candidate(spec, overlap, load, performance, shared))
+            else:
+                overlap = overlaps.get(target, NOTHING)
+                able.append(self._candidate(request, member, overlap, load))
         return able, left_out
+
+    def _candidate(
+        self, request: Request, member: Member, overlap: Overlap, load: LoadView
+    ) -> Candidate:
+        spec, performance, last = member.spec, member.learner.performance, member.last
+        # What is shared matters where blocks may run out: to look for it takes time.
+        needed = load.used_blocks + 2 * (len(request.chain) // HASH_BYTES)
+        if self.always_shared or 0 < spec.total_blocks < needed:
+            shared = member.load.shared(request.chain)
+            return Candidate(spec, overlap, load, performance, shared)
+        if last and last[0] is spec and last[2] is load and last[3] is performance:
+            if last[1] == overlap:
+                return last
+        member.last = Candidate(spec, overlap, load, performance)
+        return member.last
 
     def least_queue_ms(self, request: Request, now: float) -> float:
         """Return the shortest queue that the request could join; 0 when it can join none."""

@@ -13,6 +13,8 @@ from stafette.router.active import ActiveChains
 from stafette.router.errors import InvalidValue, UnknownReservation
 
 _MEMORY_S = 30.0  # over which a target's utilization is averaged
+_STILL_S = 0.25  # in which that hardly changes: so long a view is kept where nothing else moves
+_NEVER = float("-inf")
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +94,8 @@ class Load:
         self._report: LoadReport | None = None
         self._utilization = 0.0
         self._seen_at = 0.0
+        self._still = IDLE  # the latest view
+        self._still_until = _NEVER
 
     def __contains__(self, request_id: str) -> bool:
         books = (self._queue, self._awaited, self._running)
@@ -106,7 +110,7 @@ class Load:
         return self._chains.shared(chain)
 
     def reserve(self, request_id: str, stay: Stay, now: float) -> None:
-        self._watch(now)
+        self._change(now)
         self._chains.add(stay.chain)
         request = _Request(stay, now)
         if not stay.computes:
@@ -120,7 +124,7 @@ class Load:
 
     def first_token(self, request_id: str, now: float) -> None:
         """Its prompt is computed. Told twice is told once."""
-        self._watch(now)
+        self._change(now)
         request = self._awaited.pop(request_id, None) or self._dequeue(request_id, now)
         if request is None:
             return
@@ -132,12 +136,13 @@ class Load:
         request = self._running.get(request_id)
         if request is None or output_tokens <= request.outputs:
             return
+        self._still_until = _NEVER
         self._output_blocks += self._blocks(output_tokens) - self._blocks(request.outputs)
         self._kv_tokens += output_tokens - request.outputs
         request.outputs = output_tokens
 
     def free(self, request_id: str, now: float) -> None:
-        self._watch(now)
+        self._change(now)
         request = self._awaited.pop(request_id, None) or self._dequeue(request_id, now)
         if request is None:
             request = self._running.pop(request_id, None)
@@ -151,12 +156,15 @@ class Load:
         """The newest one counts."""
         if self._report is None or report.at >= self._report.at:
             self._report = report
+            self._still_until = _NEVER
 
     def view(self, now: float, ms_per_token: float = 0.0) -> LoadView:
         """Return the load; `ms_per_token` is for what others have queued there."""
-        if self._queue or self._utilization:
-            self._watch(now)
+        if self._seen_at <= now < self._still_until:
+            return self._still
+        self._watch(now)
         queue_ms, tokens = self._booked(now) if self._queue else (0.0, 0)
+        still_until = _NEVER if self._queue else now + _STILL_S
         running = len(self._running)
         used = self._chains.num_blocks + self._output_blocks
         report = self._report
@@ -167,10 +175,15 @@ class Load:
             queue_ms = tokens * ms_per_token
             running = max(running, report.running)
             used = max(used, report.used_blocks + unseen_blocks)
+            still_until = min(now + _STILL_S, report.at + self._config.report_valid_s)
         waiting = len(self._queue) + len(self._awaited)
         kv_tokens, utilization = self._kv_tokens, self._utilization
         charged = self._queued_tokens
-        return LoadView(queue_ms, tokens, waiting, running, used, kv_tokens, utilization, charged)
+        self._still_until = still_until
+        self._still = LoadView(
+            queue_ms, tokens, waiting, running, used, kv_tokens, utilization, charged
+        )
+        return self._still
 
     def _dequeue(self, request_id: str, now: float) -> _Request | None:
         request = self._queue.get(request_id)
@@ -204,6 +217,10 @@ class Load:
 
     def _blocks(self, tokens: int) -> int:
         return -(-tokens // self._block_size)
+
+    def _change(self, now: float) -> None:
+        self._watch(now)
+        self._still_until = _NEVER
 
     def _watch(self, now: float) -> None:
         """Take the time since the last look into the utilization."""

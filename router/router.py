@@ -185,9 +185,8 @@ class KvRouter:
             raise NoCandidate(left_out)
         prefillers, decoders = by_role(able)
         crowd = crowding(prefillers or decoders, self.config.cost)
-        held = [(one.overlap.total, one) for one in able]
-        most = max(map(_blocks, held))
-        terms = self._terms(request, crowd, _sources(held, most))
+        most, sources = _sources(able)
+        terms = self._terms(request, crowd, sources)
         options = self._policy.options(request, prefillers, decoders, terms)
         return Decision(
             request=request,
@@ -290,14 +289,16 @@ def _placement(request: Request, chosen: Option) -> Placement:
     )
 
 
-def _sources(held: Sequence[tuple[int, Candidate]], most: int) -> list[tuple[int, Candidate]]:
-    """Return who holds most blocks; only more than everybody holds is worth pulling."""
-    least = min(map(_blocks, held))
+def _sources(able: Sequence[Candidate]) -> tuple[int, list[tuple[int, Candidate]]]:
+    """Return the most blocks that anybody holds, and who holds more than everybody does."""
+    totals = {overlap: overlap.total for overlap in {one.overlap for one in able}}
+    most, least = max(totals.values()), min(totals.values())
     if most == least:
-        return []
+        return most, []
+    held = [(totals[one.overlap], one) for one in able]
     more = [holder for holder in held if holder[0] > least]
     more.sort(key=_blocks, reverse=True)
-    return more[:_MOST_SOURCES]
+    return most, more[:_MOST_SOURCES]
 
 
 def _blocks(holder: tuple[int, Candidate]) -> int:
