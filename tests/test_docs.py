@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from stafette.platform.commands import generate
+from stafette.platform.cli import COMMANDS
 from stafette.workers import EngineConfig
 
 ROOT = Path(__file__).parent.parent
@@ -62,12 +62,13 @@ def test_every_make_target_exists():
     assert named | {line.split()[1] for line in commands("make")} <= targets
 
 
-@pytest.mark.parametrize("command", commands("stafette generate"))
+@pytest.mark.parametrize("command", commands(f"stafette (?:{'|'.join(COMMANDS)})"))
 def test_every_command_line_of_stafette_is_understood(command):
+    name, *arguments = shlex.split(command)[1:]
     parser = argparse.ArgumentParser(exit_on_error=False)
-    generate.add_arguments(parser)
+    COMMANDS[name].add_arguments(parser)
 
-    assert parser.parse_args(shlex.split(command)[2:]).prompt
+    assert parser.parse_args(arguments)
 
 
 def test_every_benchmark_that_is_named_can_be_quick_and_write_json():
@@ -115,6 +116,17 @@ def test_every_snippet_parses_and_imports_what_exists(page, snippet):
     ]
 
     exec(compile(ast.Module(imports, []), page, "exec"), {})
+
+
+def test_the_python_that_moves_blocks_runs():
+    (snippet,) = (snippet for page, snippet in SNIPPETS if page == "docs/transfer.md")
+    env = os.environ | {"PYTHONWARNINGS": "error"}
+
+    done = subprocess.run(
+        [sys.executable, "-c", snippet], capture_output=True, text=True, env=env, timeout=100
+    )
+
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_readmes_python_runs_and_knows_the_capital_of_france():
