@@ -1,6 +1,7 @@
 """The index: what events, decisions and registrations make of a look-up."""
 
 import random
+from threading import Event, Thread
 
 import pytest
 
@@ -327,6 +328,41 @@ def test_closed_index_is_empty_and_takes_no_more(make_index):
 
     assert index.match(chain(4)).overlaps() == {}
     assert index.unregister("w") == 0
+
+
+def test_events_and_look_ups_of_several_threads_do_not_disturb_each_other(make_index):
+    names = ["a", "b", "c"]
+    index = make_index(*map(spec, names))
+    wrong: list[object] = []
+    done = Event()
+
+    def feed(name: str) -> None:
+        for seq in range(1, 400):
+            count = 1 + seq % 20
+            stored, removed = BlockStored(None, hashes(20)), BlockRemoved(hashes(20)[count:])
+            index.on_batch(batch(stored, removed, target=name, seq=seq))
+
+    def ask() -> None:
+        while not done.is_set():
+            for name, overlap in index.match(chain(20)).overlaps().items():
+                if name not in names or not 1 <= overlap.device <= 20:
+                    wrong.append((name, overlap))
+            index.register(spec("guest"))
+            index.unregister("guest")
+
+    readers = [Thread(target=ask) for _ in range(2)]
+    writers = [Thread(target=feed, args=(name,)) for name in names]
+    for thread in (*readers, *writers):
+        thread.start()
+    for thread in writers:
+        thread.join()
+    done.set()
+    for thread in readers:
+        thread.join()
+
+    assert wrong == []
+    assert index.match(chain(20)).overlaps() == dict.fromkeys(names, Overlap(20))
+    assert index.stats().entries == 60
 
 
 @pytest.mark.parametrize("field", ["max_entries", "max_guesses"])
