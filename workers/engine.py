@@ -50,8 +50,8 @@ class EngineParts:
 class Engine:
     """Joins its parts. `on_kv_events` is called after each step that changed what is cached.
 
-    A hand-over hears the same first, in `on_cache_change`; and, in `after_step`, of the end of every
-    step, also of one that could do nothing.
+    A hand-over hears the same first, in `on_cache_change`; and, in `after_step`, of the end of
+    every step, also of one that could do nothing.
     """
 
     def __init__(self, config: EngineConfig, parts: EngineParts) -> None:

@@ -124,6 +124,26 @@ async def test_what_waits_when_the_engine_closes_is_told(engine):
     await engine.close()
 
 
+async def test_a_request_is_queued_when_it_is_prepared_and_never_when_it_was_aborted(engine):
+    prepared = []
+    wanted = [request(engine, name) for name in ("served", "aborted")]
+    readers = [
+        asyncio.create_task(anext(engine.generate(each, prepared.append))) for each in wanted
+    ]
+    while len(prepared) < 2:
+        await asyncio.sleep(0.01)
+    assert not await engine.call(lambda core: core.has_work)
+
+    readers[1].cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await readers[1]
+    for ready in prepared:
+        engine.post(ready)
+
+    assert (await readers[0]).request_id == "served"
+    assert await engine.call(lambda core: core.is_waiting("aborted")) is None
+
+
 @pytest.mark.parametrize("tokens", [[1, 2.5], [1, "two"], [None]])
 async def test_tokens_that_are_no_numbers_are_refused(engine, tokens):
     wrong = Request(request_id="bad", prompt_token_ids=tokens, params=SamplingParams())

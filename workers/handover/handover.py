@@ -14,7 +14,7 @@ from stafette.workers.config import EngineConfig
 from stafette.workers.engine import Engine
 from stafette.workers.errors import ConfigError, EngineDead, RequestError
 from stafette.workers.handover.exports import Exported, Exports
-from stafette.workers.handover.imports import Imports, Pulled
+from stafette.workers.handover.imports import Imports
 from stafette.workers.request import OutputDelta, Request
 from stafette.workers.runner.runner import KvLayout
 
@@ -107,9 +107,9 @@ class Handover:
         self, request: Request, wanted: KvRequest
     ) -> AsyncGenerator[OutputDelta, None]:
         """Bring the prompt's blocks here; they are pinned until the request is admitted."""
-        if request.params.prompt_logprobs is None:  # else it is computed from its first token on
-            await self.engine.ask(partial(self._begin_import, wanted))
-        async with aclosing(self.engine.generate(request)) as deltas:
+        scored = request.params.prompt_logprobs is not None  # computed from its first token on
+        prepare = None if scored else partial(self._import, wanted)
+        async with aclosing(self.engine.generate(request, prepare)) as deltas:
             async for delta in deltas:
                 yield delta
 
@@ -134,10 +134,8 @@ class Handover:
         if self.connector.saves_all:
             self.exports.pass_on_all(batch.events)
 
-    def _begin_import(
-        self, wanted: KvRequest, engine: Engine, reply: Callable[[Pulled], None]
-    ) -> None:
-        self.imports.begin(wanted, reply)
+    def _import(self, wanted: KvRequest, then: Callable[[], None]) -> None:
+        self.imports.begin(wanted, lambda pulled: then())
 
     def _end_import(self, wanted: KvRequest, finish: bool) -> None:
         if self.imports.end(wanted) and finish:

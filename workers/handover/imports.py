@@ -86,7 +86,7 @@ class Imports:
         self._closed = False
 
     def begin(self, request: KvRequest, reply: Callable[[Pulled], None]) -> None:
-        """Get what can be had of a prompt, and say so; its blocks are pinned then."""
+        """Get what can be had of a prompt; `reply` is called here, when its blocks are pinned."""
         name = request.request_id
         if name in self._requests:
             raise RequestError("request_id", name, "is in flight already: choose another id")
@@ -144,7 +144,10 @@ class Imports:
         self._pool.pin(each.held)
         each.generation = self._pool.generation
         self._reserve(each, min(matched, len(missing)))
-        self._engine.when_settled(partial(self._start, each))
+        if each.fresh:
+            self._engine.when_settled(partial(self._start, each))
+        else:
+            self._start(each)
 
     def _matched(self, each: _Import) -> int | None:
         """Return how many blocks the connector has beyond those held; None: ask again."""
@@ -165,7 +168,8 @@ class Imports:
             each.shortfall = Shortfall("NoRoom", told)
             return
         each.fresh = blocks
-        self._coming.update(dict.fromkeys(each.coming, each))
+        for block_hash in each.coming:  # after a reset, some may be coming for another already
+            self._coming.setdefault(block_hash, each)
 
     def _start(self, each: _Import) -> None:
         """No step that is on its way writes into the blocks any more."""
@@ -192,7 +196,8 @@ class Imports:
         each.finished = True
         request, first = each.request, len(each.held)
         for block_hash in each.coming:
-            del self._coming[block_hash]
+            if self._coming.get(block_hash) is each:
+                del self._coming[block_hash]
         if load.error is not None and each.fresh:
             each.shortfall = Shortfall(type(load.error).__name__, str(load.error))
         arrived = self._usable(each, load)

@@ -58,6 +58,7 @@ async def test_blocks_that_are_passed_on_stay_as_they_are_until_they_are_let_go(
         shelf.saves = mine
 
     assert all(map(np.array_equal, before, [content(shelf, save) for save in shelf.saves]))
+    await handover.engine.call(lambda engine: None)  # by now, what was let go is back
     assert handover.exports.counters.num_pinned == 12
     shelf.release()
 

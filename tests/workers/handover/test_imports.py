@@ -200,11 +200,13 @@ async def test_pinned_blocks_give_way_when_nothing_can_run_without_them(make, ri
     await rig.learn(handover, shelf, 320)
     pulled = []
 
-    def begin(engine, reply):
+    def begin(engine):
         wanted = kv_request(engine, rig.request("never added", 320), {})
-        handover.imports.begin(wanted, lambda told: reply(pulled.append(told)))
+        handover.imports.begin(wanted, pulled.append)
 
-    await handover.engine.ask(begin)
+    await handover.engine.call(begin)
+    while not pulled:
+        await asyncio.sleep(0.01)
     assert pulled[0].num_pulled == 304
     held = await rig.answer(handover, rig.request("large", 400, 5))
 

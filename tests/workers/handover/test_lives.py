@@ -160,6 +160,8 @@ class Lives(RuleBasedStateMachine):
         else:
             order = load.order
             first = data.draw(st.integers(order.first, order.end - 1))
+            if load.ended:  # what has arrived is written no more; the rest may be, until it settles
+                first = max(first, order.first + load.num_arrived)
             for place in range(first, order.end):
                 self.write(order.blocks[place - order.first], order.hashes[place - order.first])
             load.arrive(first, order.end)

@@ -1,0 +1,1 @@
+"""What handing KV over between engines costs, and what it saves."""
