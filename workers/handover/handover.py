@@ -107,8 +107,8 @@ class Handover:
         self, request: Request, wanted: KvRequest
     ) -> AsyncGenerator[OutputDelta, None]:
         """Bring the prompt's blocks here; they are pinned until the request is admitted."""
-        scored = request.params.prompt_logprobs is not None  # computed from its first token on
-        prepare = None if scored else partial(self._import, wanted)
+        whole = request.params.scores_prompt  # computed from its first token on
+        prepare = None if whole else partial(self._import, wanted)
         async with aclosing(self.engine.generate(request, prepare)) as deltas:
             async for delta in deltas:
                 yield delta

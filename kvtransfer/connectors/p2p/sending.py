@@ -28,6 +28,9 @@ class _Outgoing:
 
     give: Give
     end: int = 0  # a place in the prompt
+    broken: str = (
+        ""  # why nothing more is passed on: a reader has no use for what lies behind a gap
+    )
     finished: bool = False
     num_leases: int = 0  # that live
     tickets: list[bytes] = field(default_factory=list)
@@ -51,6 +54,9 @@ class Sender:
         """Lease blocks, each piece to every reader, and tell of it; release them after the last."""
         with self._lock:
             out = self._outgoing.setdefault(give.id, _Outgoing(give))
+        if out.broken:
+            save.release()
+            return
         todo = [(p, r) for p in self._pieces(give, save) for r in give.readers or (_ANYBODY,)]
         countdown = Countdown(len(todo) * len(self._regions), save.release)
         for piece, reader in todo:
@@ -70,7 +76,7 @@ class Sender:
                 del self._outgoing[give.id]
         if not again:
             for reader in give.readers:
-                self._notify(reader, Ended(give.id, out.end, reason).pack())
+                self._notify(reader, Ended(give.id, out.end, out.broken or reason).pack())
         if give.readers:
             return Finish(keep)
         take = Take(give.id, (self._agent.config.name,), out.end, tuple(out.news))
@@ -106,6 +112,7 @@ class Sender:
                 tickets.append(self._agent.grant(region, piece.blocks, ttl_s, reader, ended))
             except KvTransferError as error:
                 _log.warning("blocks of %s are not passed on: %s", out.give.id, error)
+                out.broken = str(error)
                 ended(error)
         return tickets
 
@@ -113,6 +120,7 @@ class Sender:
         news = piece.pack()
         if reader != _ANYBODY and not self._notify(reader, news):
             self._revoke(list(piece.tickets))
+            out.broken = f"reader {reader} could not be told"
             return
         with self._lock:
             out.tickets += piece.tickets
