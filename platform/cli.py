@@ -6,11 +6,11 @@ import os
 import signal
 import sys
 
-from stafette.platform.commands import generate
+from stafette.platform.commands import generate, serve
 from stafette.platform.extras import extra_with
 from stafette.workers.errors import EngineError
 
-COMMANDS = {"generate": generate}
+COMMANDS = {"generate": generate, "serve": serve}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -54,7 +54,13 @@ def api_keys(config: FrontendConfig) -> tuple[ApiKey, ...] | None:
     """Return the keys of the file, or else those of the environment; None: there are none."""
     if config.api_keys is not None:
         return read_key_file(config.api_keys)
-    return read_keys(os.environ.get(_KEYS_VARIABLE, "")) or None
+    given = os.environ.get(_KEYS_VARIABLE)
+    if given is None:
+        return None
+    keys = read_keys(given)
+    if not keys:
+        raise InvalidSetting(_KEYS_VARIABLE, given, "holds no key: write NAME KEY, or unset it")
+    return keys
 
 
 def _lora(given: str) -> tuple[str, str]:

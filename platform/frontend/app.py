@@ -82,6 +82,7 @@ class Frontend:
 
     async def _live(self, receive: Receive, send: Send) -> None:
         await receive()
+        self.gate.is_open = True
         await send({"type": "lifespan.startup.complete"})
         await receive()
         self.drain()

@@ -22,6 +22,12 @@ _ABOUT = {
     500: "The server failed.",
     503: "No worker takes requests now.",
 }
+_EVENT = {
+    "description": "One event; `data` is a chunk in JSON, or [DONE].",
+    "type": "object",
+    "required": ["data"],
+    "properties": {"event": {"type": "string"}, "data": {"type": "string"}},
+}
 _OF_ANSWERS = (400, 404, 408, 413, 422, 429, 500, 503)
 Mode = Literal["validation", "serialization"]
 
@@ -69,7 +75,7 @@ def _success(route: Route) -> dict[str, Any]:
     else:
         content["text/plain"] = {"schema": {"type": "string"}}
     if route.streams:
-        content["text/event-stream"] = {"schema": {"type": "string"}}
+        content["text/event-stream"] = {"schema": _EVENT}
     return {"description": "Success.", "content": content}
 
 

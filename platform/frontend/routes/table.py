@@ -65,7 +65,7 @@ ROUTES = (
         summary="Turn a text or a conversation into tokens.",
         body=TokenizeRequest,
         answer=TokenizeAnswer,
-        errors=(404, 408, 413),
+        errors=(404, 408, 413, 422),
     ),
     Route(
         method="POST",

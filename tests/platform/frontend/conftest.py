@@ -36,7 +36,10 @@ def score(token, logprob=-0.5, **top):
 
 @dataclass
 class FakeGenerator:
-    """Plays `steps` for every request: deltas, an Event to wait for, or an error to raise."""
+    """Plays `steps` for every request: deltas, an Event to wait for, or an error to raise.
+
+    They may also be a function of the request.
+    """
 
     steps: list = field(default_factory=lambda: say("Hello", " world"))
     state: Status = field(default_factory=Status)
@@ -52,7 +55,7 @@ class FakeGenerator:
         self.num_open += 1
         finished = 0
         try:
-            for step in self.steps:
+            for step in self.steps(request) if callable(self.steps) else self.steps:
                 if isinstance(step, asyncio.Event):
                     await step.wait()
                 elif isinstance(step, Exception):

@@ -158,12 +158,16 @@ async def test_a_stream_that_fails_says_so(api, script):
         ({"background": True}, 422, "background"),
         ({"conversation": "c"}, 422, "conversation"),
         ({"input": [{"type": "web_search_call"}]}, 400, "input[0].type"),
-        ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, 422, "input[0].content[0].type"),
+        (
+            {"input": [{"role": "user", "content": [{"type": "input_image"}]}]},
+            422,
+            "input[0].content[0].type",
+        ),
         ({"top_logprobs": 2}, 400, "top_logprobs"),
         ({"tools": [{"type": "web_search"}]}, 400, "tools[0].type"),
         ({"input": "word " * 600}, 400, "input"),
     ],
-)  # fmt: skip
+)
 async def test_what_cannot_be_done_is_refused_by_name(api, fields, status, param):
     reply = await respond(api, **fields)
 

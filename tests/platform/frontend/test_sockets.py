@@ -127,7 +127,7 @@ async def test_what_is_in_flight_ends_well_when_the_server_ends(on_sockets, scri
 
         here.server.stop()
         await soon(lambda: here.listener.fileno() < 0)
-        with pytest.raises(OSError):
+        with pytest.raises(ConnectionRefusedError):
             await here.ask(CHAT)
         hold.set()
         rest = await reader.read()
