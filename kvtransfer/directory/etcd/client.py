@@ -1,7 +1,8 @@
 """Calls to one etcd cluster: each with a deadline, and at the next endpoint when one fails.
 
-These are gRPC's blocking calls. Its asyncio would wake our event loop at every message of every
-other one in the process: beside an idle directory, a worker's own gRPC took a quarter longer.
+These are gRPC's blocking calls. Its asyncio would wake an event loop of ours at every message of
+every other loop in the process, and cost a worker's own gRPC a quarter more processor time
+(benchmarks/kvtransfer/directory.py measures it).
 """
 
 import random
