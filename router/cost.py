@@ -5,13 +5,16 @@ comes while the target is busy with it waits longer, and whoever decodes there h
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from stafette.router.errors import InvalidValue
 from stafette.router.index import Overlap
 from stafette.router.request import Candidate, Cost, Option, Request, Source
 from stafette.router.transfer_cost import TransferConfig, tier_ms, transfer_ms
+
+_new = tuple.__new__
+_NAMES = ("queue", "load", "pull", "prefill", "crowd", "stall", "decode", "room")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,8 +31,7 @@ class CostConfig:
                 raise InvalidValue(f"cost.{name}", getattr(self, name), "must be at least 0")
 
 
-@dataclass(frozen=True, slots=True)
-class Terms:
+class Terms(NamedTuple):
     """What holds for all candidates of one decision."""
 
     block_size: int
@@ -38,7 +40,7 @@ class Terms:
     sources: Sequence[tuple[int, Candidate]]  # (blocks, who could give them), the most first
     cost: CostConfig
     transfer: TransferConfig
-    prompts: dict["_Alike", "Prompt"] = field(default_factory=dict)  # found in this decision
+    prompts: dict["_Alike", "Prompt"]  # that were found in this decision
 
 
 class Prompt(NamedTuple):
@@ -101,21 +103,16 @@ def option_on(request: Request, candidate: Candidate, terms: Terms) -> Option:
     prompt = prompt_on(request, candidate, terms)
     cached_blocks, load_ms, pull_ms, prefill_ms, source = prompt
     load = candidate.load
+    crowd = prefill_ms * terms.crowding
+    stall = stall_ms(candidate, prefill_ms, terms) if load.running else 0.0
+    decode = decode_ms(request, candidate, terms) if load.running else 0.0
     room = room_ms(request, candidate, terms) if load.used_blocks else 0.0
-    parts = {
-        "queue": load.queue_ms,
-        "load": load_ms,
-        "pull": pull_ms,
-        "prefill": prefill_ms,
-        "crowd": prefill_ms * terms.crowding,
-        "stall": stall_ms(candidate, prefill_ms, terms) if load.running else 0.0,
-        "decode": decode_ms(request, candidate, terms) if load.running else 0.0,
-        "room": room,
-    }
-    cached = min(cached_blocks * terms.block_size, request.prompt_tokens - 1)
     ttft_ms = load.queue_ms + load_ms + pull_ms + prefill_ms + room
-    cost = Cost(sum(parts.values()), parts)
-    return Option(candidate.spec.cache.target, None, cost, ttft_ms, cached, source)
+    values = (load.queue_ms, load_ms, pull_ms, prefill_ms, crowd, stall, decode, room)
+    # Made for every candidate of every request: this is the fast way to make a named tuple.
+    cost = _new(Cost, (ttft_ms + crowd + stall + decode, _NAMES, values))
+    cached = min(cached_blocks * terms.block_size, request.prompt_tokens - 1)
+    return _new(Option, (candidate.spec.cache.target, None, cost, ttft_ms, cached, source))
 
 
 def stall_ms(candidate: Candidate, prefill_ms: float, terms: Terms) -> float:

@@ -94,7 +94,7 @@ class Decision:
     def _option(self, option: Option) -> dict[str, Any]:
         shown = _names(option) | {
             "cost": option.cost.total,
-            "terms": dict(option.cost.terms),
+            "terms": option.cost.terms,
             "ttft_ms": option.ttft_ms,
             "cached_tokens": option.cached_tokens,
             "source": option.source._asdict() if option.source else None,

@@ -71,7 +71,7 @@ class PromptHasher:
         step = hasher.block_size * _WORD_BYTES
         words = token_words(tokens)
         words = words[: len(words) // step * step]
-        known = self._known(session, hasher, extras, words)
+        known = self._known(session, hasher, extras, words) if session else b""
         start = len(known) // HASH_BYTES * step
         parent = known[-HASH_BYTES:] or ROOT
         chain = known + hasher.hash_words(words[start:], parent, extras)
@@ -85,7 +85,7 @@ class PromptHasher:
 
     def _known(self, session: str, hasher: BlockHasher, extras: Extras, words: bytes) -> bytes:
         """Return the chain of the session's latest prompt, if this one goes on behind it."""
-        last = self._sessions.get(session) if session else None
+        last = self._sessions.get(session)
         if last is None or last.hasher is not hasher or last.extras != extras:
             return b""
         return last.chain if words.startswith(last.words) else b""

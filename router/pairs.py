@@ -95,7 +95,7 @@ def _pair(
     return Option(
         decode=decoder.target,
         prefill=prefiller.target,
-        cost=Cost(sum(parts.values()), parts),
+        cost=Cost(sum(parts.values()), tuple(parts), tuple(parts.values())),
         ttft_ms=sum(parts[name] for name in own),
         cached_tokens=min(prompt.cached_blocks * terms.block_size, request.prompt_tokens - 1),
         source=prompt.source,

@@ -1,6 +1,5 @@
 """What is to be placed, and what it can be placed on, as plain values."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
@@ -78,10 +77,15 @@ class Candidate(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """What a choice costs, lower is better; the terms add up to it."""
+    """What a choice costs, lower is better; the terms' values add up to it."""
 
     total: float
-    terms: Mapping[str, float]
+    names: tuple[str, ...]
+    values: tuple[float, ...]
+
+    @property
+    def terms(self) -> dict[str, float]:
+        return dict(zip(self.names, self.values, strict=True))
 
 
 class Source(NamedTuple):

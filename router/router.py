@@ -11,6 +11,7 @@ One thread uses it, the frontend's event loop; only the index is fed by another 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from stafette.router.affinity import Affinity, AffinityConfig
 from stafette.router.cost import CostConfig, Terms, crowding
@@ -54,8 +55,7 @@ class RouterConfig:
             raise InvalidValue("router.expected_output_tokens", value, "must be at least 1")
 
 
-@dataclass(frozen=True, slots=True)
-class Placement:
+class Placement(NamedTuple):
     request_id: str
     decode: str
     prefill: str | None  # None: the decode target computes the prompt itself
@@ -213,6 +213,7 @@ class KvRouter:
             sources=sources if self.config.transfer.pull else (),
             cost=self.config.cost,
             transfer=self.config.transfer,
+            prompts={},
         )
 
     def _bound(

@@ -42,8 +42,8 @@ class NativeChain:
     def hashes(self, words: bytes, block_bytes: int, parent: bytes, extras: bytes) -> bytes:
         """Return the hashes of all full blocks of `words`, u32 little-endian token ids."""
         num_blocks = len(words) // block_bytes
-        message = ctypes.create_string_buffer(2 * _HASH_BYTES + block_bytes + _CHUNK_BYTES)
-        out = ctypes.create_string_buffer(num_blocks * _HASH_BYTES)
+        message = (ctypes.c_char * (2 * _HASH_BYTES + block_bytes + _CHUNK_BYTES))()
+        out = (ctypes.c_char * (num_blocks * _HASH_BYTES))()
         state = ctypes.byref(self._state)
         self._run(state, words, num_blocks, block_bytes, parent, extras, message, out)
         return out.raw

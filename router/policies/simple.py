@@ -44,7 +44,7 @@ class SimplePolicy(Policy):
         uncached = request.prompt_tokens - cached
         prefill_ms = candidate.performance.prefill_ms(uncached, cached)
         ttft_ms = candidate.load.queue_ms + prefill_ms
-        return Option(candidate.target, None, Cost(price, {self.term: price}), ttft_ms, cached)
+        return Option(candidate.target, None, Cost(price, (self.term,), (price,)), ttft_ms, cached)
 
 
 class RoundRobinPolicy(SimplePolicy):
@@ -145,7 +145,9 @@ def _behind(first: Option, option: Option) -> Option:
     """Return the option with its prompt computed by the other one."""
     if first.decode == option.decode:
         return option
-    cost = Cost(option.cost.total, {**option.cost.terms, "prefill": first.cost.total})
+    both = option.cost.total + first.cost.total
+    names, values = (*option.cost.names, "prefill"), (*option.cost.values, first.cost.total)
+    cost = Cost(both, names, values)
     return Option(
         option.decode, first.decode, cost, first.ttft_ms, first.cached_tokens, first.source
     )

@@ -34,7 +34,7 @@ def candidate(target="w", overlap=NOTHING, load=IDLE, shared=0, **options) -> Ca
 def terms(*sources, crowd=0.0, transfer=None, **cost) -> Terms:
     transfer = transfer or TransferConfig(pull=bool(sources))
     held = [(one.overlap.total, one) for one in sources]
-    return Terms(10, 20, crowd, held, CostConfig(**cost), transfer)
+    return Terms(10, 20, crowd, held, CostConfig(**cost), transfer, {})
 
 
 def cost_terms(one: Candidate, about: Terms) -> dict[str, float]:

@@ -35,7 +35,7 @@ def one(target, overlap=0, **options) -> Candidate:
 
 def terms(*sources, crowd=0.0, network=NETWORK) -> Terms:
     held = [(one.overlap.total, one) for one in sources]
-    return Terms(10, 100, crowd, held, CostConfig(), network)
+    return Terms(10, 100, crowd, held, CostConfig(), network, {})
 
 
 def best(prefillers, decoders, about=None):

@@ -15,7 +15,9 @@ from stafette.router.registry import NAMES, PolicyConfig, make_policy
 from stafette.router.request import Candidate, Cost, Option, Request, WorkerSpec
 from stafette.router.transfer_cost import TransferConfig
 
-TERMS = Terms(16, 100, 0.0, (), CostConfig(), TransferConfig(pull=False))
+
+def terms() -> Terms:
+    return Terms(16, 100, 0.0, (), CostConfig(), TransferConfig(pull=False), {})
 
 
 def one(target, role="both", overlap=0, host=0, shared=0, **load) -> Candidate:
@@ -31,12 +33,12 @@ def request(number=0, tokens=163, **options) -> Request:
 
 def chosen(name, decoders, requests, prefillers=(), **options) -> list[str]:
     policy = make_policy(PolicyConfig(name=name, **options))
-    found = [policy.options(each, prefillers, decoders, TERMS)[0] for each in requests]
+    found = [policy.options(each, prefillers, decoders, terms())[0] for each in requests]
     return [option.decode for option in found]
 
 
 def option(target, cost) -> Option:
-    return Option(target, None, Cost(cost, {}))
+    return Option(target, None, Cost(cost, (), ()))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -44,7 +46,7 @@ def test_every_policy_prices_every_candidate_it_names_and_sorts_them(name):
     policy = make_policy(PolicyConfig(name=name))
     decoders = [one("a"), one("b"), one("c")]
 
-    found = policy.options(request(), [], decoders, TERMS)
+    found = policy.options(request(), [], decoders, terms())
 
     costs = [option.cost.total for option in found]
     assert costs == sorted(costs)
@@ -57,7 +59,7 @@ def test_every_policy_can_split_a_request_over_a_disaggregated_fleet(name):
     policy = make_policy(PolicyConfig(name=name))
     busy = one("d", "decode", running=200, waiting=0)
 
-    found = policy.options(request(tokens=100_000), [one("p", "prefill")], [busy], TERMS)
+    found = policy.options(request(tokens=100_000), [one("p", "prefill")], [busy], terms())
 
     assert (found[0].prefill, found[0].decode) == ("p", "d")
 
@@ -76,7 +78,7 @@ def test_round_robin_takes_all_in_turn_also_when_some_come_and_go():
     fleet = [one("a"), one("b"), one("c")]
 
     def turn(group):
-        return policy.options(request(), [], group, TERMS)[0].decode
+        return policy.options(request(), [], group, terms())[0].decode
 
     assert [turn(fleet) for _ in range(4)] == ["a", "b", "c", "a"]
     assert turn([fleet[0], fleet[2]]) == "c"
@@ -145,7 +147,7 @@ def test_dynamo_cost_is_that_of_dynamo():
     prompt = request(chain=bytes(10 * 16))  # its full blocks
 
     (found,) = DynamoPolicy(DynamoConfig()).options(
-        prompt, [], [one("w", overlap=4, host=4)], TERMS
+        prompt, [], [one("w", overlap=4, host=4)], terms()
     )
 
     assert found.cost.total == 13.1875
@@ -158,7 +160,7 @@ def test_dynamo_weights_its_parts():
     worker = one("w", overlap=3, shared=4, used_blocks=20, charged_tokens=160, running=1, waiting=1)
     prompt = request(tokens=160, chain=bytes(10 * 16))
 
-    (found,) = DynamoPolicy(config).options(prompt, [], [worker], TERMS)
+    (found,) = DynamoPolicy(config).options(prompt, [], [worker], terms())
 
     assert found.cost.total == 4 * (20 - 6) + (20 + 10 - 4) + 3 * 2
 
