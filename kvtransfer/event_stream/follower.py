@@ -58,7 +58,8 @@ class Follower:
         self._replays = replays
         self._epoch: int | None = None  # None: nothing is known
         self._seq = 0  # of the newest batch delivered
-        self._gap_end = 0  # the newest number that could not be delivered
+        self._gap_end = 0  # the newest number that could not be delivered,
+        self._gap_epoch = 0  # of this life
         self._lenient = not replays  # the next batch may have any number
 
     @property
@@ -79,6 +80,8 @@ class Follower:
         self.counters.received += 1
         if self._epoch not in (None, batch.epoch):
             self.reset()
+        if batch.epoch != self._gap_epoch:  # what a life that is over still lacked is of no matter
+            self._gap_end, self._gap_epoch = 0, batch.epoch
         if batch.seq <= self._seq and not self._renews(batch):
             self.counters.duplicates += 1
         elif room and (batch.snapshot or batch.seq == self._seq + 1):

@@ -84,6 +84,15 @@ def test_a_new_life_seen_from_its_first_batch_needs_no_replay(follow):
     assert not follower.behind
 
 
+def test_what_an_old_life_lacked_is_not_missed_in_the_new_one(follow):
+    follower, books = follow(batch(3, epoch=1), batch(2, epoch=2))
+
+    replay(follower, batch(2, epoch=2, snapshot=True))
+
+    assert books.calls == ["snapshot"]
+    assert not follower.behind
+
+
 def test_a_replay_that_does_not_fill_the_gap_forgets_and_asks_for_everything_next_time(follow):
     follower, books = follow(batch(1), batch(4))
 
