@@ -38,7 +38,9 @@ class Reserved {
     const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
     void* at = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, flags, -1, 0);
     if (at == MAP_FAILED) throw std::bad_alloc();
+#ifdef MADV_HUGEPAGE
     madvise(at, bytes_, MADV_HUGEPAGE);
+#endif
     items_ = static_cast<T*>(at);
   }
   ~Reserved() { munmap(items_, bytes_); }

@@ -53,7 +53,7 @@ class NativeTable(BlockTable):
         self._match = library.stafette_table_match
         self._handle: int | None = library.stafette_table_new(max_entries)
         if self._handle is None:
-            raise MemoryError("no memory for a table of blocks")
+            raise MemoryError(f"no addresses for {max_entries} entries: lower index.max_entries")
         self._make_room(64)
 
     def store(self, slot: int, tier: Tier, hashes: bytes, width: int) -> int:
