@@ -213,9 +213,9 @@ class ControlClient(PeerControl):
             tls = self._config.tls_client.wrap_socket(
                 connection, do_handshake_on_connect=False, server_hostname=self._endpoint.host
             )
-        except OSError:
+        except (OSError, ValueError) as error:  # ValueError: what is no host name
             connection.close()
-            raise
+            raise ssl.SSLError(ssl.SSL_ERROR_SSL, str(error)) from error
         return TlsChannel(tls)
 
     def _greet(self, channel: Channel, us: Party, purpose: str, deadline: float) -> None:

@@ -174,6 +174,8 @@ def _resolve(endpoint: Endpoint, deadline: float) -> list[tuple[Any, ...]]:
         return socket.getaddrinfo(*address, flags=socket.AI_NUMERICHOST)
     except socket.gaierror:
         pass  # a name, or nothing that is one
+    except UnicodeError as error:
+        raise OSError(f"{endpoint.host} is no host name: {error}") from None
     found: list[list[tuple[Any, ...]] | OSError] = []
 
     def ask() -> None:
@@ -183,7 +185,10 @@ def _resolve(endpoint: Endpoint, deadline: float) -> list[tuple[Any, ...]]:
             found.append(error)
 
     asking = threading.Thread(target=ask, name="control-resolve", daemon=True)
-    asking.start()
+    try:
+        asking.start()
+    except RuntimeError as error:  # no thread can be started
+        raise OSError(str(error)) from error
     asking.join(max(_NO_TIME_S, deadline - time.monotonic()))
     if not found:
         raise TimeoutError

@@ -42,16 +42,9 @@ class EventSubscriber:
     ) -> None:
         self._clock = clock
         config = config or SubscriberConfig()
-        self._delivery = Delivery(
-            handler,
-            config.queue_batches,
-            lambda worker_id: self._command(partial(self._go_on, worker_id)),
-            lambda worker_id: self._command(partial(self._fail, worker_id)),
-        )
         self._owns_context = context is None
-        self._context = context or wire.Context()
-        if self._owns_context:
-            self._context.max_sockets = _MAX_SOCKETS
+        self._context = context or _make_context()
+        self._delivery = self._deliver_to(handler, config.queue_batches)
         self._selector = DefaultSelector()
         self._around = Surroundings(
             self._context, self._selector, config, clock, self._delivery.has_room
@@ -72,6 +65,14 @@ class EventSubscriber:
         self._selector.register(self._woken, EVENT_READ)
         self._thread = Thread(target=self._run, name="kv-event-subscriber", daemon=True)
         self._thread.start()
+
+    def _deliver_to(self, handler: EventHandler, capacity: int) -> Delivery:
+        return Delivery(
+            handler,
+            capacity,
+            lambda worker_id: self._command(partial(self._go_on, worker_id)),
+            lambda worker_id: self._command(partial(self._fail, worker_id)),
+        )
 
     def __enter__(self) -> "EventSubscriber":
         return self
@@ -243,6 +244,12 @@ class EventSubscriber:
         self._woken.close()
         if self._owns_context:
             self._context.destroy(linger=0)
+
+
+def _make_context() -> wire.Context:
+    context = wire.Context()
+    context.max_sockets = _MAX_SOCKETS
+    return context
 
 
 def _sum(parts: Sequence[Counters]) -> Counters:

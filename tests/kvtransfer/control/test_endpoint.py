@@ -122,6 +122,11 @@ def test_a_name_that_nobody_knows_is_an_error_of_the_system(monkeypatch):
         dial_tcp(Endpoint("worker", 1, ""), time.monotonic() + 20)
 
 
+def test_what_is_no_name_is_an_error_of_the_system_too():
+    with pytest.raises(OSError, match="is no host name"):
+        dial_tcp(Endpoint("x" * 255, 1, ""), time.monotonic() + 20)
+
+
 def test_the_unix_socket_has_a_name_that_nobody_guesses():
     first, second = listen_unix(), listen_unix()
 

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from stafette.kvtransfer.control import client as client_module
 from stafette.kvtransfer.control.channel import TlsChannel
 from stafette.kvtransfer.errors import AuthFailed, InvalidValue, PeerLost, TransferTimedOut
 from stafette.kvtransfer.transport import PeerInfo
@@ -223,6 +224,18 @@ def test_a_python_that_tells_no_finished_message_is_refused(start_owner, reach, 
 
     with pytest.raises(PeerLost, match="does not tell a session's Finished"):
         reach(start_owner(**tls), host_id="elsewhere", **tls).call("echo", 1, 10)
+
+
+def test_a_peer_without_a_host_name_that_a_certificate_could_have_is_lost(
+    start_owner, reach, tls, monkeypatch
+):
+    owner = start_owner(**tls)
+    connection = owner.dial()
+    monkeypatch.setattr(client_module, "dial_tcp", lambda endpoint, deadline: connection)
+    info = PeerInfo("owner", 7, "elsewhere", {"control": ["", 1, "nowhere"]})
+
+    with pytest.raises(PeerLost, match="no TLS with it"):
+        reach(owner, info=info, **tls).call("echo", 1, 10)
 
 
 def test_a_silent_client_is_sent_away_in_the_tls_handshake_too(start_owner, tls, eventually):
