@@ -4,11 +4,16 @@ import threading
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 from stafette.kvtransfer.errors import PeerLost
 from stafette.kvtransfer.transport import Capabilities, Link, ReadJob, Transport
 
 PATIENCE_S = 20.0
+
+# Random tests are judged by what they find, not by how long a busy machine takes for an example.
+settings.register_profile("no deadline", deadline=None)
+settings.load_profile("no deadline")
 
 
 class HandTransport(Transport):
