@@ -50,7 +50,7 @@ setup(
         native(
             "stafette.router.native._table",
             sources=["src/stafette/router/native/table.cpp"],
-            depends=[],
+            depends=sorted(glob("src/stafette/router/native/*.h")),
         ),
     ]
 )

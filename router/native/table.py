@@ -1,4 +1,4 @@
-"""The table of blocks and their holders, native: see table.cpp."""
+"""The table of blocks and their holders, native: see table.h."""
 
 import ctypes
 from functools import cache
