@@ -108,7 +108,7 @@ class Table {
     }
     for (Alive& one : alive_) finish(one, one.levels, uint32_t(i), *out);
     touch(i);
-    memcpy(groups_ + *out * kFields, ended_.data(), ended_.size() * sizeof(uint32_t));
+    std::copy(ended_.begin(), ended_.end(), groups_ + *out * kFields);
     return 1 + *out * kFields + ended_.size();
   }
 
