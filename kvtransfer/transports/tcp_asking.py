@@ -1,25 +1,22 @@
 """What is said to an owner on one connection: requests, as far as there is room, and cancels."""
 
-import os
-from contextlib import suppress
-
 from stafette.kvtransfer.transports.tcp_books import Books
 from stafette.kvtransfer.transports.tcp_frames import Cancel
+from stafette.kvtransfer.transports.tcp_line import Line
 from stafette.kvtransfer.transports.tcp_parts import Part
-from stafette.kvtransfer.transports.tcp_wire import Wire
 
 
 class Asking:
-    """Everything here is called with the stream's lock held, and nothing waits.
+    """Everything here is called with the lock of the books held, and nothing waits.
 
     Whoever has something to say sends it himself. What the socket does not take is left to the
     thread that receives, which is woken for it.
     """
 
-    def __init__(self, wire: Wire, books: Books, wake_fd: int) -> None:
-        self._wire = wire
+    def __init__(self, line: Line, books: Books) -> None:
+        self._wire = line.wire
+        self._wake = line.wake
         self._books = books
-        self._wake_fd = wake_fd
         self._outbox = bytearray()  # what the socket has not taken yet
 
     @property
@@ -41,14 +38,6 @@ class Asking:
             del self._outbox[:sent]
             self.push()
 
-    def wake(self) -> None:
-        """Let the thread that receives look up."""
-        os.eventfd_write(self._wake_fd, 1)
-
-    def woken(self) -> None:
-        with suppress(BlockingIOError):  # it was the socket, which takes bytes again
-            os.eventfd_read(self._wake_fd)
-
     def _say(self, message: bytes) -> None:
         if not self._outbox:
             try:
@@ -57,5 +46,5 @@ class Asking:
                 self._wire.shutdown()  # who receives finds out why
                 return
             if message:
-                self.wake()
+                self._wake.ring()
         self._outbox += message

@@ -1,8 +1,9 @@
 """Which parts wait on a stream, which are asked for, and whose bytes come in right now.
 
-No input or output happens here, and nothing is locked: the stream does both.
+No input or output happens here. Whoever uses the books holds their lock.
 """
 
+import threading
 from collections import deque
 from collections.abc import Iterator
 from enum import Enum, auto
@@ -23,6 +24,7 @@ class Books:
     """A part that was given up leaves its number here, until the owner says that it has ended."""
 
     def __init__(self, max_requests: int) -> None:
+        self.lock = threading.Lock()
         self.waiting: deque[Part] = deque()
         self._max_requests = max_requests
         self._asked: dict[int, Part] = {}

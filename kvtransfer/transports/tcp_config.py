@@ -14,7 +14,7 @@ class TcpConfig:
     streams: int = 2  # to each peer; with several, the first one is for small jobs
     small_bytes: int = 256 << 10  # up to here a job is small
     spread_bytes: int = 64 << 20  # from here on a job is spread over all streams for large ones
-    frame_bytes: int = 1 << 20  # after so many bytes it is another job's turn
+    frame_bytes: int = 2 << 20  # after so many bytes it is another job's turn
     max_requests: int = 64  # under way on one connection; the owner refuses more
     max_connections: int = 1_024  # of all peers together, each with a thread
     stall_timeout_s: float = 10.0  # for a peer to take a frame, or to say the rest of one

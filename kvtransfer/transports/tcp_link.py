@@ -37,7 +37,7 @@ class TcpLink(Link):
         parts = work.parts if work is not None else []
         if work is not None and len(parts) == 1:
             stop, works = work.stop, self._works
-            parts[0].carrier.lend(lambda: bool(stop.value) or id(job) not in works, until)
+            parts[0].carrier.lend(parts[0], lambda: stop.value or id(job) not in works, until)
 
     def close(self) -> None:
         for stream in self._streams:

@@ -1,7 +1,7 @@
 """What an owner sends on one connection, frame by frame, and what becomes of the parts of jobs."""
 
-import threading
 import time
+from collections import deque
 
 import numpy as np
 
@@ -10,10 +10,11 @@ from stafette.kvtransfer.transports.tcp_asking import Asking
 from stafette.kvtransfer.transports.tcp_books import Books, Place
 from stafette.kvtransfer.transports.tcp_flow import Flow
 from stafette.kvtransfer.transports.tcp_frames import CARRIES_BYTES, FAILED, LAST, Header
+from stafette.kvtransfer.transports.tcp_line import Line
 from stafette.kvtransfer.transports.tcp_parts import Part
 from stafette.kvtransfer.transports.tcp_ranges import Ranges
 from stafette.kvtransfer.transports.tcp_way import Way
-from stafette.kvtransfer.transports.tcp_wire import Outcome, Wire
+from stafette.kvtransfer.transports.tcp_wire import Outcome
 
 _LONGEST_PAUSE_S = 3.0  # after which an idle thread looks whether a deadline is near
 _SCRATCH = np.empty(64 << 10, np.uint8)  # for bytes that nobody wants; nobody reads it
@@ -22,17 +23,18 @@ _SCRATCH = np.empty(64 << 10, np.uint8)  # for bytes that nobody wants; nobody r
 class Receiver:
     """One thread at a time may call `step`; between two steps it may be another one."""
 
-    def __init__(
-        self, way: Way, wire: Wire, books: Books, lock: threading.Lock, asking: Asking
-    ) -> None:
+    def __init__(self, way: Way, line: Line, books: Books, asking: Asking) -> None:
         self._way = way
-        self._wire = wire
+        self._line = line
+        self._wire = line.wire
         self._books = books
-        self._lock = lock
+        self._lock = books.lock
         self._asking = asking
         self._flow: Flow | None = None  # where the bytes of the current frame go
         self._part: Part | None = None  # whose bytes they are; None: nobody wants them
         self._last: Header | None = None  # of the current frame, when it also ends the part
+        self._others: deque[tuple[Part, TransferError | None]] = deque()
+        self.lent_for: Part | None = None  # the caller waits for that one, and was lent for it
         self.looks_up_at = 0.0
         self.heard_at = time.monotonic()
 
@@ -52,6 +54,19 @@ class Receiver:
         self._settle(header)
         return True
 
+    def finish_others(self) -> None:
+        """End what lent threads have left over. Needs no role."""
+        while self._others:
+            part, error = self._others.popleft()
+            part.finish(error)
+
+    def _finish(self, part: Part, error: TransferError | None) -> None:
+        if self.lent_for is None or self.lent_for is part:
+            part.finish(error)
+        else:
+            self._others.append((part, error))
+            self._line.call.ring()
+
     def _receive(self, flow: Flow | None, patience_s: float) -> Outcome:
         """Wait for bytes; whoever waits for this thread, or is overdue, has its turn first."""
         now = time.monotonic()
@@ -60,7 +75,7 @@ class Receiver:
         pause_s = min(patience_s, max(0.0, self.looks_up_at - now))
         outcome = self._wire.receive(flow, self._asking.left_over, pause_s)
         if outcome is Outcome.WOKEN:
-            self._asking.woken()
+            self._line.wake.stop()
             self.looks_up_at = 0.0
         elif outcome is not Outcome.TIMED_OUT:
             self.heard_at = time.monotonic()
@@ -78,7 +93,7 @@ class Receiver:
             soonest = min((part.deadline for part in self._books), default=now + _LONGEST_PAUSE_S)
             self.looks_up_at = min(soonest, now + _LONGEST_PAUSE_S)
         for part, error in ended:
-            part.finish(error)
+            self._finish(part, error)
 
     def _give_up(self, part: Part, now: float) -> bool:
         """Return whether the part is over; what is in hand is not, and what had ended was."""
@@ -131,7 +146,7 @@ class Receiver:
             if error is not None:
                 self._give_up(part, time.monotonic())
         if error is not None:
-            part.finish(error)
+            self._finish(part, error)
             self._flow = self._nowhere(part.number)
 
     def _nowhere(self, number: int) -> Flow:
@@ -152,4 +167,4 @@ class Receiver:
             part = self._books.settle(header.number)
             self._asking.push()
         if part is not None:  # it may have been given up just now
-            part.finish(verdict)
+            self._finish(part, verdict)

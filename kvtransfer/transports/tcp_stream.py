@@ -30,7 +30,7 @@ class Stream:
     def __init__(self, way: Way) -> None:
         self._way = way
         self._books = Books(way.max_requests)
-        self._lock = threading.Lock()
+        self._lock = self._books.lock
         self._thread: threading.Thread | None = None
         self._session: Session | None = None
         self._closed = False
@@ -56,12 +56,12 @@ class Stream:
         if place in (Place.ASKED, Place.WAITING):
             part.finish(TransferCancelled(self._way.peer))
 
-    def lend(self, over: Callable[[], bool], until: float) -> None:
+    def lend(self, part: Part, over: Callable[[], object], until: float) -> None:
         """Receive in the caller's thread until it is over, or the time; perhaps not at all."""
         with self._lock:
             session = self._session
         if session is not None:
-            session.lend(over, until)
+            session.lend(part, over, until)
 
     def close(self) -> None:
         """End all parts with PeerLost. Safe to call twice."""
@@ -73,8 +73,10 @@ class Stream:
                 session.shutdown()
         for part in waiting:
             part.finish(PeerLost(self._way.peer, _CLOSED))
-        # A thread that still dials ends by itself, when the time for that is over.
-        if session is not None and thread is not None and thread is not threading.current_thread():
+        # A thread that still dials ends by itself, when the time for that is over. Who is called by
+        # a job that ended is that thread, or one that it waits for.
+        ours = (None, threading.current_thread())
+        if session is not None and thread not in ours and not session.lent_to_us:
             thread.join(_JOIN_S)
 
     def _why_not(self, part: Part) -> TransferError | None:
@@ -114,7 +116,7 @@ class Stream:
     def _live(self) -> tuple[list[Part], TransferError]:
         """Serve as long as a connection lasts; return the parts that end with it, and why."""
         try:
-            session = Session(self._way, self._books, self._lock, self._dial_s())
+            session = Session(self._way, self._books, self._dial_s())
         except TransferError as error:
             return self._drop_waiting(), error
         except Exception as error:

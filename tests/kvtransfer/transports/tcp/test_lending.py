@@ -50,7 +50,7 @@ def lend_beside(eventually):
         thread = threading.Thread(target=lend_again, args=(pair, job))
         thread.start()
         threads.append(thread)
-        eventually(lambda: pair.link._streams[0]._session._lent)
+        eventually(lambda: pair.link._streams[0]._session._lender)
         return thread
 
     yield start
@@ -80,14 +80,13 @@ def test_job_finishes_in_the_thread_that_waits_for_it(held, stuck):
     connect(pair)
     job = pair.read((0, 0, BLOCK))
     stuck(pair, job)
-    finished_in = []
-    finish = job.finish
-    job.finish = lambda error=None: (finished_in.append(threading.current_thread()), finish(error))
+    finished_in = {}
+    note(job, finished_in)
     threading.Timer(0.05, proxy.release).start()
 
     lend(pair, job)
 
-    assert finished_in == [threading.current_thread()]
+    assert finished_in[job] is threading.current_thread()
     assert job.outcome(0) is None
 
 
@@ -102,6 +101,55 @@ def test_other_jobs_go_on_in_the_thread_that_waits(held):
 
     assert [job.outcome() for job in (last, first, other)] == [None] * 3
     assert pair.arrived()
+
+
+def test_lent_thread_ends_no_job_but_its_own(held, stuck):
+    pair, proxy = held(2_000)
+    connect(pair)
+    first, mine = pair.read((0, 0, BLOCK)), pair.read((0, 0, 64 * KIB))
+    stuck(pair, first)
+    finished_in = {}
+
+    for job in (first, mine):
+        note(job, finished_in)
+    threading.Timer(0.05, proxy.release).start()
+    lend(pair, mine)
+
+    assert [first.outcome(), mine.outcome()] == [None, None]
+    assert finished_in[mine] is threading.current_thread()
+    assert finished_in[first] is pair.link._streams[0]._thread
+
+
+def note(job, finished_in):
+    """Let a job tell in which thread it finishes."""
+    finish = job.finish
+
+    def finish_here(error=None):
+        finished_in[job] = threading.current_thread()
+        finish(error)
+
+    job.finish = finish_here
+
+
+def test_end_of_a_job_in_a_lent_thread_may_close_the_link(held, stuck):
+    pair, proxy = held(2_000)
+    connect(pair)
+    job = pair.read((0, 0, BLOCK))
+    stuck(pair, job)
+    finish, took_s = job.finish, []
+
+    def close(error=None):
+        began = time.monotonic()
+        pair.link.close()
+        took_s.append(time.monotonic() - began)
+        finish(error)
+
+    job.finish = close
+    threading.Timer(0.05, proxy.release).start()
+    lend(pair, job)
+
+    assert job.outcome(0) is None
+    assert took_s[0] < 4
 
 
 def test_thread_comes_back_at_its_time_and_the_job_goes_on_without_it(held, stuck):
