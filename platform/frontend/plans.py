@@ -13,7 +13,7 @@ from stafette.platform.frontend.config import FrontendConfig
 from stafette.platform.frontend.errors import cannot, wrong
 from stafette.platform.frontend.generator import Generator, Hints
 from stafette.platform.frontend.parsing.answer import AnswerParser
-from stafette.platform.frontend.parsing.reasoning import BEGIN, ThinkParser
+from stafette.platform.frontend.parsing.reasoning import BEGIN, END, ThinkParser
 from stafette.platform.frontend.prompts import Conversation, Prompt, Prompts
 from stafette.platform.frontend.protocol.base import RoutedBody
 from stafette.platform.frontend.served import Served
@@ -94,6 +94,7 @@ class Planner:
         plan.fields = {
             "structured": "tools" if forced else talk.structured_field,
             "prompt": talk.prompt_field,
+            "logprobs": "top_logprobs",
         }
         return plan
 
@@ -154,7 +155,7 @@ class Planner:
         form = self.served.reasoning_parser if structured is None else None
         if form is None and tools.new_parser is None:
             return None
-        inside = form == "deepseek_r1" or _thinks(prompt.text or "")
+        inside = _begins_inside(prompt.text or "", form)
 
         def parser() -> AnswerParser:
             reasoning = ThinkParser(inside) if form is not None else None
@@ -179,9 +180,10 @@ def _structured(talk: Talk) -> StructuredOutput | None:
     return talk.tools.structured or talk.structured
 
 
-def _thinks(prompt: str) -> bool:
-    """Whether the chat template has opened the thought for the model."""
-    return prompt[-_THINKS_AT_END:].rstrip().endswith(BEGIN)
+def _begins_inside(prompt: str, form: str | None) -> bool:
+    """Whether the answer begins within the thought: a template may have opened or closed it."""
+    end = prompt[-_THINKS_AT_END:].rstrip()
+    return end.endswith(BEGIN) or (form == "deepseek_r1" and not end.endswith(END))
 
 
 def new_id(prefix: str) -> str:

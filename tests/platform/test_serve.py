@@ -1,17 +1,24 @@
 """`stafette serve --local`, as a user starts it."""
 
+import argparse
 import re
+import shlex
 import signal
 import subprocess
 import sys
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import pytest
 
+from stafette.platform.commands import serve
 from stafette.platform.commands.serve import api_keys
 from stafette.platform.frontend.config import FrontendConfig
 from stafette.platform.frontend.errors import InvalidSetting
+from stafette.platform.frontend.generator import Status
+from stafette.platform.frontend.metrics.book import Metrics
+from stafette.platform.frontend.metrics.exposition import Exposition
 from stafette.platform.frontend.server import listen
 
 SMALL = ["--max-model-len", "256", "--num-kv-blocks", "32", "--max-num-seqs", "2"]
@@ -128,3 +135,26 @@ def test_without_uvloop_one_line_says_which_extra_brings_it():
     told = "stafette: serve needs uvloop, which is not installed: pip install 'stafette["
     assert done.stderr.startswith(told)
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_every_command_line_in_the_docs_is_understood():
+    page = (Path(__file__).parents[2] / "docs" / "api.md").read_text()
+    lines = re.findall(r"^    (stafette serve .*?)(?:\s+#.*)?$", page, re.MULTILINE)
+
+    assert lines
+    for line in lines:
+        parser = argparse.ArgumentParser(exit_on_error=False)
+        serve.add_arguments(parser)
+        assert parser.parse_args(shlex.split(line)[2:]).local
+
+
+def test_every_metric_in_the_docs_exists():
+    page = (Path(__file__).parents[2] / "docs" / "api.md").read_text()
+    named = set(re.findall(r"`((?:vllm:|stafette_)\w+)", page))
+    exposition = Exposition("m", Metrics(), Status, lambda: 0)
+
+    text = exposition.render("text/plain")[0].decode()
+
+    assert {
+        name for name in named if not re.search(rf"^# \w+ {name}\b", text, re.MULTILINE)
+    } == set()

@@ -52,12 +52,11 @@ class ChatChunks:
 
     def write(self, deltas: Sequence[OutputDelta]) -> str:
         self.tally.count(deltas, self._readers)
-        if self._plain and len(deltas) == 1 and deltas[0].finish_reason is None:
-            delta = deltas[0]
-            if not delta.text:
-                return ""
-            return f"{self._heads[delta.index]}{quoted(delta.text)}{self._tail}"
-        return "".join(map(self._written, deltas))
+        if not self._plain:
+            return "".join(map(self._written, deltas))
+        if len(deltas) == 1 and deltas[0].finish_reason is None:
+            return self._told(deltas[0].index, deltas[0].text)
+        return self._joined(deltas)
 
     def end(self) -> str:
         if not self._include_usage:
@@ -70,6 +69,21 @@ class ChatChunks:
 
     def fail(self, error: ApiError) -> str:
         return event(error.to_dict()) + DONE
+
+    def _joined(self, deltas: Sequence[OutputDelta]) -> str:
+        """What has come together is told together, but for answers that end."""
+        chunks = []
+        texts: dict[int, str] = {}
+        for delta in deltas:
+            if delta.finish_reason is None:
+                texts[delta.index] = texts.get(delta.index, "") + delta.text
+            else:
+                chunks.append(self._told(delta.index, texts.pop(delta.index, "")))
+                chunks.append(self._written(delta))
+        return "".join(chunks) + "".join(self._told(*item) for item in texts.items())
+
+    def _told(self, index: int, text: str) -> str:
+        return f"{self._heads[index]}{quoted(text)}{self._tail}" if text else ""
 
     def _written(self, delta: OutputDelta) -> str:
         reader = self._readers[delta.index]

@@ -52,7 +52,7 @@ class JsonCall:
                 break
         if not self.begun:
             self.raw += text[:taken]
-            self.begun = bool(self.name) and self._said_arguments
+            self.begun = self._is_certain
         return taken
 
     def new_arguments(self) -> str:
@@ -60,6 +60,10 @@ class JsonCall:
         text = "".join(self._arguments)
         self._arguments.clear()
         return text
+
+    @property
+    def _is_certain(self) -> bool:
+        return bool(self.name) and self._said_arguments
 
     # One method for each place in the object. It returns whether the character may be there.
 
@@ -82,7 +86,7 @@ class JsonCall:
         if self._end.take(char) is not Verdict.LAST:
             return True
         self._key, self._step = str(_parsed(self._value)), self._colon
-        return self._names is None or self._key in _KEYS
+        return self._names is None or self._is_certain or self._key in _KEYS
 
     def _colon(self, char: str) -> bool:
         if char == ":":
@@ -129,7 +133,7 @@ class JsonCall:
         value = _parsed(self._value)
         if self._key == "name" and not self.name:
             return self._take_name(value)
-        if self._key == "id" and isinstance(value, str) and not self.begun:
+        if self._key == "id" and isinstance(value, str) and not self._is_certain:
             self.call_id = value
         if self._key in _ARGUMENTS and not self._said_arguments:
             return self._take_arguments(value)

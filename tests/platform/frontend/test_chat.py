@@ -285,7 +285,7 @@ async def test_what_the_engine_refuses_is_the_clients_error(api, stream):
 
     reply = await api.chat(stream=stream)
 
-    assert (reply.status, reply.error["param"]) == (400, "logprobs")
+    assert (reply.status, reply.error["param"]) == (400, "top_logprobs")
 
 
 async def test_a_schema_that_the_engine_refuses_is_named_as_the_client_knows_it(api):

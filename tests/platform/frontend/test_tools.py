@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from stafette.platform.frontend.plans import _begins_inside
+
 ADD = {
     "type": "function",
     "function": {
@@ -237,6 +239,19 @@ async def test_reasoning_is_told_apart_from_the_answer(make_api, script, stream)
         details = reply.json()["usage"]["completion_tokens_details"]
         assert details["reasoning_tokens"] == 2  # those behind <think>, up to the end of it
     assert (thought, answer) == ("Hmm.", "Paris.")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "form", "inside"),
+    [
+        ("…<think>\n", "qwen3", True),
+        ("…assistant\n", "qwen3", False),
+        ("…assistant\n", "deepseek_r1", True),
+        ("…<think>\n\n</think>\n\n", "deepseek_r1", False),  # the template turned it off
+    ],
+)
+def test_the_end_of_the_prompt_tells_whether_the_model_thinks_already(prompt, form, inside):
+    assert _begins_inside(prompt, form) is inside
 
 
 async def test_reasoning_and_calls_go_together(make_api, script):

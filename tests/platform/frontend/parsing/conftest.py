@@ -33,7 +33,7 @@ class Reading:
 
     @property
     def whole(self):
-        return self.text, self.reasoning, self.calls
+        return self.text, self.reasoning, self.calls, self.ids
 
 
 class Parsing:

@@ -1,5 +1,6 @@
 """However an answer is cut into deltas, the same is read."""
 
+import itertools
 import json
 
 import pytest
@@ -12,6 +13,8 @@ from stafette.platform.frontend.parsing.reasoning import ThinkParser
 from stafette.platform.frontend.parsing.registry import TOOL_PARSERS
 
 FRAGMENTS = [
+    '{"name": "add", "arguments": {}, "id": "i"}',
+    '{"id": "i", "name": "add", "parameters": {}, "why": 1}',
     "Hello", " ", "\n", "<", "</", "{", "}", "[", "]", "(", ")", ",", ";", ":", '"', "\\", "é😀",
     "<b>", "<tool_call>", "</tool_call>", "<tool", "_call>", "[TOOL_CALLS]", "[ARGS]",
     "[CALL_ID]", "abc123XYZ", "[TOOL", "<|python_tag|>", "<function=add>", "<function=",
@@ -37,9 +40,12 @@ arguments = st.dictionaries(st.text(max_size=5), jsons, max_size=3)
 
 
 def parsers(tools):
-    made = {name: lambda kind=kind: kind(tools) for name, kind in TOOL_PARSERS.items()}
-    made["required"] = lambda: RequiredParser(tools)
-    made["named"] = lambda: NamedParser(tools, "add")
+    def numbers():
+        return map(str, itertools.count()).__next__
+
+    made = {name: lambda kind=kind: kind(tools, numbers()) for name, kind in TOOL_PARSERS.items()}
+    made["required"] = lambda: RequiredParser(tools, numbers())
+    made["named"] = lambda: NamedParser(tools, "add", numbers())
     return made
 
 

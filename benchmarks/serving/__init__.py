@@ -1,0 +1,1 @@
+"""How fast the way from a client to an engine and back is."""
