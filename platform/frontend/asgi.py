@@ -28,7 +28,7 @@ class Exchange:
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.method: str = scope["method"]
-        self.path: str = scope["path"]
+        self.path: str = _own_path(scope)
         self.request_id = ""
         self.route = ""  # the path as the API has it; "": none
         self.answer_id = ""  # what the client sees as the answer's id
@@ -124,6 +124,12 @@ class Exchange:
             parts.append(part)
             if not message.get("more_body", False):
                 return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _own_path(scope: Scope) -> str:
+    """Return the path as the API knows it, without the prefix under which a server mounts it."""
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", "").rstrip("/")) or "/"
 
 
 def _check_length(header: str | None, max_bytes: int) -> None:

@@ -106,19 +106,18 @@ class Planner:
         params: SamplingParams,
     ) -> Plan:
         """Plan the continuation of prompts."""
-        adapter = self._adapter(body)
-        many = len(prompts) > 1
+        ids = [exchange.answer_id]
+        if len(prompts) > 1:
+            ids = [f"{exchange.answer_id}-{place}" for place in range(len(prompts))]
+        common: dict[str, Any] = {
+            "params": params,
+            "priority": body.priority,
+            "lora": self._adapter(body),
+            "cache_salt": body.cache_salt,
+        }
         requests = [
-            Request(
-                request_id=f"{exchange.answer_id}-{place}" if many else exchange.answer_id,
-                prompt_token_ids=prompt.token_ids,
-                params=params,
-                prompt=prompt.text,
-                priority=body.priority,
-                lora=adapter,
-                cache_salt=body.cache_salt,
-            )
-            for place, prompt in enumerate(prompts)
+            Request(request_id=name, prompt_token_ids=each.token_ids, prompt=each.text, **common)
+            for name, each in zip(ids, prompts, strict=True)
         ]
         ends_at = self._ends_at(body, exchange)
         return Plan(

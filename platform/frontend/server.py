@@ -53,6 +53,7 @@ class Server:
             uvicorn.Config(
                 app,
                 http="httptools",
+                ws="none",
                 lifespan="on",
                 access_log=False,
                 log_config=None,

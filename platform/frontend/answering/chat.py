@@ -17,40 +17,69 @@ from stafette.workers.weights.tokenizer import Tokenizer
 class SpokenCall:
     call_id: str
     name: str
-    arguments: str = ""
+    parts: list[str] = field(default_factory=list)
+
+    @property
+    def arguments(self) -> str:
+        return "".join(self.parts)
 
     def shown(self) -> dict[str, Any]:
         function = {"name": self.name, "arguments": self.arguments}
         return {"id": self.call_id, "type": "function", "function": function}
 
 
-@dataclass(slots=True)
 class SpokenMessage:
     """Puts pieces together."""
 
-    text: str = ""
-    reasoning: str = ""
-    calls: list[SpokenCall] = field(default_factory=list)
+    def __init__(self) -> None:
+        self._text: list[str] = []
+        self._reasoning: list[str] = []
+        self.calls: list[SpokenCall] = []
+
+    @property
+    def text(self) -> str:
+        return "".join(self._text)
+
+    @property
+    def reasoning(self) -> str:
+        return "".join(self._reasoning)
 
     def add(self, pieces: Sequence[Piece]) -> None:
         for piece in pieces:
             if isinstance(piece, Text):
-                self.text += piece.text
+                self._text.append(piece.text)
             elif isinstance(piece, Reasoning):
-                self.reasoning += piece.text
+                self._reasoning.append(piece.text)
             elif isinstance(piece, CallBegin):
                 self.calls.append(SpokenCall(piece.call_id, piece.name))
             else:
-                self.calls[piece.index].arguments += piece.text
+                self.calls[piece.index].parts.append(piece.text)
 
     def shown(self) -> dict[str, Any]:
         shown: dict[str, Any] = {"role": "assistant", "content": self.text}
         if self.calls:
             shown["content"] = self.text or None
             shown["tool_calls"] = [call.shown() for call in self.calls]
-        if self.reasoning:
+        if self._reasoning:
             shown["reasoning_content"] = self.reasoning
         return shown
+
+
+@dataclass(slots=True)
+class _Choice:
+    message: SpokenMessage = field(default_factory=SpokenMessage)
+    scores: list[dict[str, Any]] = field(default_factory=list)
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+
+    def shown(self, index: int, scored: bool) -> dict[str, Any]:
+        return {
+            "index": index,
+            "message": self.message.shown(),
+            "logprobs": {"content": self.scores} if scored else None,
+            "finish_reason": self.finish_reason,
+            "stop_reason": self.stop_reason,
+        }
 
 
 class WholeChat:
@@ -60,37 +89,29 @@ class WholeChat:
         self._num_top = plan.requests[0].params.logprobs
         self._spelling = Spelling(tokenizer)
         self._readers = answer_readers(plan, tokenizer)
-        self._messages = [SpokenMessage() for _ in self._readers]
-        self._choices: list[dict[str, Any]] = [{"index": i} for i in range(plan.num_answers)]
-        self._scores: list[list[dict[str, Any]]] = [[] for _ in self._readers]
+        self._choices = [_Choice() for _ in self._readers]
         self.tally = Tally.of(plan)
 
     def write(self, deltas: Sequence[OutputDelta]) -> None:
         self.tally.count(deltas, self._readers)
         for delta in deltas:
-            reader = self._readers[delta.index]
-            self._messages[delta.index].add(reader.read(delta))
+            reader, choice = self._readers[delta.index], self._choices[delta.index]
+            choice.message.add(reader.read(delta))
             if delta.logprobs is not None:
-                scores = self._spelling.chat(delta.logprobs, self._num_top or 0)
-                self._scores[delta.index] += scores
+                choice.scores += self._spelling.chat(delta.logprobs, self._num_top or 0)
             if delta.finish_reason is not None:
-                self._choices[delta.index] |= {
-                    "finish_reason": reader.finish_reason(delta),
-                    "stop_reason": delta.stop_reason,
-                }
+                choice.finish_reason = reader.finish_reason(delta)
+                choice.stop_reason = delta.stop_reason
 
     def whole(self, placement: Placement) -> dict[str, Any]:
-        for choice, message, scores in zip(
-            self._choices, self._messages, self._scores, strict=True
-        ):
-            choice["message"] = message.shown()
-            choice["logprobs"] = {"content": scores} if self._num_top is not None else None
+        scored = self._num_top is not None
+        choices = [choice.shown(index, scored) for index, choice in enumerate(self._choices)]
         shown = {
             "id": self._plan.answer_id,
             "object": "chat.completion",
             "created": self._created,
             "model": self._plan.model,
-            "choices": self._choices,
+            "choices": choices,
             "usage": self.tally.usage(),
         }
         return shown | {"placement": placement} if self._plan.explain else shown

@@ -112,7 +112,7 @@ class _Answers:
 @dataclass(slots=True)
 class _Choice:
     index: int
-    text: str = ""
+    texts: list[str] = field(default_factory=list)
     scores: Scores = field(default_factory=empty_scores)
     finish: str | None = None
     stop_reason: int | str | None = None
@@ -131,9 +131,10 @@ class WholeCompletion:
     def write(self, deltas: Sequence[OutputDelta]) -> None:
         for index, said in self._answers.read(deltas):
             choice = self._choices[index]
-            choice.text += said.text
+            choice.texts.append(said.text)
             if said.scores is not None:
-                choice.scores = joined(choice.scores, said.scores)
+                for name, entries in said.scores.items():
+                    choice.scores[name] += entries
             choice.finish, choice.stop_reason = said.finish, said.stop_reason
 
     def whole(self, placement: Placement) -> dict[str, Any]:
@@ -150,7 +151,7 @@ class WholeCompletion:
     def _shown(self, choice: _Choice) -> dict[str, Any]:
         return {
             "index": choice.index,
-            "text": choice.text,
+            "text": "".join(choice.texts),
             "logprobs": choice.scores if self._scored else None,
             "finish_reason": choice.finish,
             "stop_reason": choice.stop_reason,

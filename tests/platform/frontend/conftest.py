@@ -118,6 +118,8 @@ class Reply:
 class Api:
     """A client without sockets."""
 
+    root_path = ""
+
     def __init__(self, tokenizer, generator, keys=None, **settings):
         self.generator = generator
         config = FrontendConfig(served_model_name=("small", "alias"), **settings)
@@ -155,6 +157,7 @@ class Api:
 
         raw = [(k.replace("_", "-").encode(), v.encode()) for k, v in headers.items()]
         scope = {"type": "http", "method": method, "path": path, "headers": raw}
+        scope["root_path"] = self.root_path
         await self.app(scope, receive, send)
         return reply
 

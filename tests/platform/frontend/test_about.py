@@ -131,6 +131,16 @@ async def test_a_wrong_method_is_told_the_right_one(api):
     assert (reply.status, reply.headers["allow"]) == (405, "POST")
 
 
+async def test_only_the_head_may_be_asked_for(api):
+    assert (await api.send("HEAD", "/version", b"", {})).status == 200
+
+
+async def test_it_may_be_mounted_under_a_prefix(api):
+    api.root_path = "/llm"
+
+    assert (await api.get("/llm/version")).status == 200
+
+
 async def test_a_request_keeps_the_id_that_it_brings(api):
     own = await api.get("/version", x_request_id="trace-1.a")
     bad = await api.get("/version", x_request_id="a\tb")
