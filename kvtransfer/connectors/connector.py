@@ -134,6 +134,7 @@ class KvConnector(ABC):
         """Nothing more is saved or loaded for a request; `reason` tells why it ended early.
 
         Comes for every request that was matched, began or was saved; a second time does no harm.
+        Where ranks have connectors of their own, theirs are told too.
         """
 
     def reset_cache(self) -> None:  # noqa: B027  may keep nothing

@@ -40,19 +40,20 @@ class Read:
 class Fetch:
     """The pieces of all ranks that hold a share of the same blocks, on their way into a load."""
 
-    def __init__(self, agent: Agent, load: Load, pieces: Sequence[Piece], timeout_s: float) -> None:
+    def __init__(self, agent: Agent, load: Load, pieces: Sequence[Piece], places: range) -> None:
+        """`places`, in the prompt, are those of the pieces' blocks that are wanted."""
         self._agent = agent
         self._load = load
         self._pieces = pieces
-        self._timeout_s = timeout_s
-        self._first = max(pieces[0].first, load.order.first)
-        self._end = min(pieces[0].end, load.order.end)
+        self._places = places
+        self._timeout_s = 0.0
         self._leases: list[tuple[Piece, Lease]] = []
         self._transfers: list[Transfer] = []
         self._lock = threading.Lock()
 
-    def start(self, shares: Sequence[LocalShare]) -> None:
+    def start(self, shares: Sequence[LocalShare], timeout_s: float) -> None:
         """Ask the owners for the leases, then read in the background. Blocks for the former."""
+        self._timeout_s = timeout_s
         if not self._load.begin_write():
             self._reject(self._tickets())
             return
@@ -82,13 +83,14 @@ class Fetch:
     def _plan(self, shares: Sequence[LocalShare]) -> list[Read]:
         """Return what to read from whom, for each share of ours."""
         order = self._load.order
-        ours = order.blocks[self._first - order.first : self._end - order.first]
+        first, end = self._places.start, self._places.stop
+        ours = order.blocks[first - order.first : end - order.first]
         layouts = tuple(_layout_of(lease) for _, lease in self._leases)
         reads = []
         for share in shares:
             for part in _parts(share.layout, layouts):
                 piece, lease = self._leases[int(part.source)]
-                theirs = piece.blocks[self._first - piece.first : self._end - piece.first]
+                theirs = piece.blocks[first - piece.first : end - piece.first]
                 pair = part.of_blocks((share.region, ours), (lease.region.name, theirs))
                 reads.append(Read(*pair, lease))
         return reads
@@ -119,7 +121,7 @@ class Fetch:
 
     def _arrived(self) -> None:
         """Nothing is written any more. If anything had failed, the load would have ended."""
-        self._load.arrive(self._first, self._end)
+        self._load.arrive(self._places.start, self._places.stop)
         self._let_go()
 
     def _end_with(self, error: KvTransferError) -> None:

@@ -44,6 +44,20 @@ class _Incoming:
     progress_at: float  # the last sign of life
     num_arrived: int = 0  # as of then
     parts: dict[tuple[int, int], dict[int, Piece]] = field(default_factory=dict)  # by rank
+    claimed: set[int] = field(default_factory=set)  # places that a fetch writes, or has written
+
+    def claim(self, first: int, end: int) -> range:
+        """Return those of some places that are written from now on: none is written twice.
+
+        What has arrived may be in use already, and must not be touched again.
+        """
+        order = self.load.order
+        wanted = range(max(first, order.first), min(end, order.end))
+        fresh = [place for place in wanted if place not in self.claimed]
+        if not fresh or fresh[-1] - fresh[0] + 1 != len(fresh):
+            return range(0)
+        self.claimed.update(fresh)
+        return range(fresh[0], fresh[-1] + 1)
 
 
 class Receiver:
@@ -149,16 +163,22 @@ class Receiver:
     def _collect(self, incoming: _Incoming, piece: Piece) -> None:
         """Fetch a piece when all ranks that hold a share of its blocks have sent theirs."""
         with self._lock:
-            place = piece.first, piece.end
-            part = incoming.parts.setdefault(place, {})
-            part[piece.rank] = piece
+            part = incoming.parts.setdefault((piece.first, piece.end), {})
+            sent_again = piece.rank in part
+            part.setdefault(piece.rank, piece)
             complete = len(part) == piece.num_ranks
             if complete:
-                del incoming.parts[place]
-        if complete:
+                del incoming.parts[piece.first, piece.end]
+            places = incoming.claim(piece.first, piece.end) if complete else range(0)
+        if places:
             pieces = [part[rank] for rank in sorted(part)]
-            fetch = Fetch(self._agent, incoming.load, pieces, self._config.read_timeout_s)
-            self._submit(fetch.start, self._shares)
+            fetch = Fetch(self._agent, incoming.load, pieces, places)
+            self._submit(fetch.start, self._shares, self._config.read_timeout_s)
+        elif sent_again:
+            self._refuse(("", piece))
+        elif complete:
+            for each in part.values():
+                self._refuse(("", each))
 
     def _refuse(self, news: News) -> None:
         if isinstance(news[1], Piece):

@@ -294,3 +294,37 @@ def test_behind_blocks_that_could_not_be_leased_nothing_is_passed_on(pair, reque
     assert load.num_arrived == 2
     assert "0..31" in str(load.error)
     until(lambda: sorted(owner.released) == [(10, 11), (12, 13), (99,)])
+
+
+def test_what_has_arrived_is_never_written_again(pair, request_of):
+    """An owner may send the same blocks twice: by then they may be in use here."""
+    owner, reader = pair
+    given = request_of(4, GIVE)
+    load = begin(reader, request_of(4, TAKE), [0, 1, 2, 3])
+    owner.save(given, 0, [10, 11])
+    until(lambda: load.num_arrived == 2)
+    before = reader.pools[0][:2].copy()
+
+    owner.save(given, 0, [20, 21])  # other content under the same hashes
+    owner.save(given, 1, [22, 12])  # a part of it is there already
+    owner.save(given, 3, [13])
+
+    assert load.wait_settled(PATIENCE_S)
+    assert load.error is None
+    assert np.array_equal(reader.pools[0][:2], before)
+    assert np.array_equal(reader.pools[0][2:4], owner.pools[0][12:14])
+    until(lambda: len(owner.released) == 4)
+
+
+def test_a_rank_that_sends_its_share_twice_gets_the_second_back(make_worker, request_of):
+    owner = make_worker("owner", rank=0, num_ranks=2)
+    reader = make_worker("reader")
+    owner.agent.add_peer(reader.agent.metadata())
+    load = begin(reader, request_of(2, TAKE), [0, 1])
+
+    owner.save(request_of(2, GIVE), 0, [10, 11])
+    owner.save(request_of(2, GIVE), 0, [10, 11])
+
+    until(lambda: owner.released == [(10, 11)])
+    load.cancel()
+    until(lambda: owner.released == [(10, 11)] * 2)
