@@ -11,6 +11,7 @@ from benchmarks.router.contenders.protocol import IndexContender, PlacementConte
 from benchmarks.router.workload import Question, chain, in_runs, populate, questions
 
 _WARM_UP = 50
+_SETTLED = 1_200  # decisions: what a router keeps of the latest ones is full by then
 _CHAIN = 512  # blocks of a sequence whose events are applied
 _BLOCK_SIZE = 16
 _VOCABULARY = 128_000
@@ -93,7 +94,8 @@ def place(module: Any, workers: int, tokens: int, entries: int, count: int) -> d
         prompts = _populate_tokens(router, workers, tokens, entries)
         rng = random.Random(5)
         asked = [prompts[rng.randrange(len(prompts))] for _ in range(count)]
-        router.place([prompt for prompt, _ in asked[:_WARM_UP]])
+        first = (asked[number % count][0] for number in range(_SETTLED))
+        router.place(list(first))
         placed = router.place([prompt for prompt, _ in asked])
         pairs = zip(placed, asked, strict=True)
         right = sum(worker == holder for (worker, _), (_, holder) in pairs)
