@@ -27,6 +27,7 @@ class Asking:
         """Ask for parts that wait."""
         while not self._outbox and (part := self._books.ask_next()) is not None:
             self._say(part.message)
+            part.message = b""  # it may be long
 
     def cancel(self, part: Part) -> None:
         self._say(Cancel(part.number).pack())

@@ -111,7 +111,8 @@ class Receiver:
             self._flow = self._nowhere(header.number)
             return
         left = part.flow.ranges.left
-        if not 0 < header.num_bytes <= left or (self._last and header.num_bytes < left):
+        too_few = self._last is not None and header.num_bytes < left
+        if too_few or not 0 < header.num_bytes <= left:
             raise MalformedMessage("frame length", f"1..{left} bytes, not {header.num_bytes}")
         self._flow = part.flow
 

@@ -10,7 +10,6 @@ the way from one thread to the other; as long as it does, no data wakes the sess
 thread ends no job but the one it waits for: what a callback does there is its own affair.
 """
 
-import select
 import threading
 import time
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from stafette.kvtransfer.transports.tcp_parts import Part
 from stafette.kvtransfer.transports.tcp_receiver import Receiver
 from stafette.kvtransfer.transports.tcp_way import Way
 
+_CLOSED = "the connection was closed here"
 _LINGER_S = 0.05  # in the middle of a frame; a pause of its sender is mostly shorter
 
 
@@ -62,11 +62,6 @@ class Session:
         self._lender = 0  # the thread that was lent
         self._left_out = False  # the session's own thread wanted the role, and did not get it
         self._closed = False
-        self._alarm = select.epoll()  # of the session's own thread
-        self._alarm.register(self._wire.fd, select.EPOLLIN)
-        self._alarm.register(self._line.call.fd, select.EPOLLIN)
-        # At its edge: when a lent thread has the role, it is that one who answers, and stops it.
-        self._alarm.register(self._line.wake.fd, select.EPOLLIN | select.EPOLLET)
 
     def welcome(self, part: Part) -> None:
         """A part was added to those that wait. The lock is held."""
@@ -100,8 +95,8 @@ class Session:
             self._closed = True
         self._wire.shutdown()  # a lent thread leaves soon
         with self._role:
+            self._failure = self._failure or ConnectionResetError(_CLOSED)
             self._line.close()
-            self._alarm.close()
         self._receiver.finish_others()
 
     def run(self) -> None:
@@ -110,9 +105,7 @@ class Session:
             self._asking.push()
         while True:
             looks_up_in_s = max(0.0, self._receiver.looks_up_at - time.monotonic())
-            rung = self._alarm.poll(None if self._left_out else looks_up_in_s)
-            if (self._line.call.fd, select.EPOLLIN) in rung:
-                self._line.call.stop()
+            if self._line.await_call(None if self._left_out else looks_up_in_s):
                 self._receiver.finish_others()
             self._take_turn()
 
@@ -157,7 +150,7 @@ class Session:
     def _receive_for(self, part: Part, over: Callable[[], object], until: float) -> None:
         # Who ends a part looks for us afterwards, and we ask what is over afterwards.
         self._receiver.lent_for, self._lender = part, threading.get_ident()
-        self._alarm.modify(self._wire.fd, 0)
+        self._line.arm(data_wakes=False)
         self._wire.ask_for(self._answers.worth_asking_s)
         try:
             self._step_until(over, until)
@@ -181,6 +174,6 @@ class Session:
     def _take_back(self) -> None:
         self._receiver.lent_for, self._lender = None, 0
         self._wire.ask_for(0.0)
-        self._alarm.modify(self._wire.fd, select.EPOLLIN)
+        self._line.arm(data_wakes=True)
         if self._failure is not None or self._wire.holds_back:
             self._line.call.ring()

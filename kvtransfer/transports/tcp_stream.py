@@ -125,8 +125,9 @@ class Stream:
         reason = self._serve(session)
         with self._lock:
             self._session = None
+        session.close()  # from here on nobody receives
+        with self._lock:
             lost = self._books.lose()
-        session.close()
         return lost, PeerLost(self._way.peer, _CLOSED if self._closed else reason)
 
     def _serve(self, session: Session) -> str:

@@ -48,14 +48,14 @@ class Task(ABC):
         """Return that of all bytes that were sent, 0 for a job that is not verified."""
         return 0 if self._digest is None else self._digest.value()
 
+    def release(self) -> None:
+        """Give the claim back; once."""
+        self._hold.__exit__(None, None, None)
+
     def _noted(self, body: bytes) -> bytes:
         if self._digest is not None:
             self._digest.update(body)
         return body
-
-    def release(self) -> None:
-        """Give the claim back; once."""
-        self._hold.__exit__(None, None, None)
 
 
 class HostTask(Task):

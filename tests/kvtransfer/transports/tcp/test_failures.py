@@ -236,7 +236,8 @@ def test_block_that_is_overwritten_meanwhile_is_named(held):
     assert job.error.blocks == (1_000,)
 
 
-def test_last_byte_is_not_the_end_before_the_promise_was_kept(pairs):
+@pytest.mark.parametrize("length", [BLOCK, MIB], ids=["copied", "sent from where it lies"])
+def test_last_byte_is_not_the_end_before_the_promise_was_kept(pairs, length):
     """Blocks are overwritten when all bytes are sent, before the owner has said that it is done."""
     pair = pairs()
     claim = pair.owner.leases.claim
@@ -248,9 +249,10 @@ def test_last_byte_is_not_the_end_before_the_promise_was_kept(pairs):
 
     pair.owner.leases.claim = overwriting
 
-    job = pair.read((0, 0, BLOCK))
+    job = pair.read((0, 0, length))
 
     assert isinstance(job.outcome(), StaleBlocks)
+    assert job.moved in (0, length)
 
 
 class OverwrittenAtTheEnd:
