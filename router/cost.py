@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from stafette.router.errors import InvalidValue
 from stafette.router.index import Overlap
-from stafette.router.request import Candidate, Cost, Option, Request, Source
+from stafette.router.request import Candidate, Option, Request, Source
 from stafette.router.transfer_cost import TransferConfig, tier_ms, transfer_ms
 
 _new = tuple.__new__
@@ -109,10 +109,11 @@ def option_on(request: Request, candidate: Candidate, terms: Terms) -> Option:
     room = room_ms(request, candidate, terms) if load.used_blocks else 0.0
     ttft_ms = load.queue_ms + load_ms + pull_ms + prefill_ms + room
     values = (load.queue_ms, load_ms, pull_ms, prefill_ms, crowd, stall, decode, room)
-    # Made for every candidate of every request: this is the fast way to make a named tuple.
-    cost = _new(Cost, (ttft_ms + crowd + stall + decode, _NAMES, values))
+    cost = ttft_ms + crowd + stall + decode
     cached = min(cached_blocks * terms.block_size, request.prompt_tokens - 1)
-    return _new(Option, (candidate.spec.cache.target, None, cost, ttft_ms, cached, source))
+    target = candidate.spec.cache.target
+    # Made for every candidate of every request: this is the fast way to make a named tuple.
+    return _new(Option, (target, None, cost, _NAMES, values, ttft_ms, cached, source))
 
 
 def stall_ms(candidate: Candidate, prefill_ms: float, terms: Terms) -> float:

@@ -48,8 +48,8 @@ class Decision:
     @property
     def margin(self) -> float:
         """Return by how much the best other option is dearer; negative: it was cheaper."""
-        others = [o.cost.total for o in self.options if o is not self.chosen]
-        return min(others) - self.chosen.cost.total if others else 0.0
+        others = [o.cost for o in self.options if o is not self.chosen]
+        return min(others) - self.chosen.cost if others else 0.0
 
     @property
     def ttft_error_ms(self) -> float | None:
@@ -93,8 +93,8 @@ class Decision:
 
     def _option(self, option: Option) -> dict[str, Any]:
         shown = _names(option) | {
-            "cost": option.cost.total,
-            "terms": option.cost.terms,
+            "cost": option.cost,
+            "terms": option.terms,
             "ttft_ms": option.ttft_ms,
             "cached_tokens": option.cached_tokens,
             "source": option.source._asdict() if option.source else None,

@@ -45,5 +45,7 @@ def by_role(group: Sequence[Candidate]) -> tuple[list[Candidate], list[Candidate
     A role is a wish: where nobody decodes, those that compute prompts do all of it.
     """
     prefillers = [one for one in group if one.spec.role == "prefill"]
+    if not prefillers:
+        return [], list(group)
     decoders = [one for one in group if one.spec.role != "prefill"]
     return (prefillers, decoders) if decoders else ([], prefillers)

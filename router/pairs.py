@@ -14,7 +14,7 @@ from stafette.router.cost import (
     room_ms,
     stall_ms,
 )
-from stafette.router.request import Candidate, Cost, Option, Request
+from stafette.router.request import Candidate, Option, Request
 from stafette.router.transfer_cost import transfer_ms
 
 
@@ -43,7 +43,7 @@ def _alone(
     halves.sort(key=_cost)
     found: list[Option] = []
     for own_ms, one in halves:
-        if len(found) >= most and own_ms >= found[-1].cost.total:
+        if len(found) >= most and own_ms >= found[-1].cost:
             break  # what it costs others comes on top
         found.append(option_on(request, one, terms))
         found.sort(key=_total)
@@ -64,7 +64,7 @@ def _pairs(
     found: list[Option] = []
     for decode_cost, decoder in second:
         for prefill_cost, prefiller, prompt in first:
-            if len(found) >= most and prefill_cost + decode_cost >= found[-1].cost.total:
+            if len(found) >= most and prefill_cost + decode_cost >= found[-1].cost:
                 break  # what follows costs more, before anything is transferred
             if prefiller.target != decoder.target:
                 found.append(_pair(request, (prefiller, prompt), decoder, terms))
@@ -95,7 +95,9 @@ def _pair(
     return Option(
         decode=decoder.target,
         prefill=prefiller.target,
-        cost=Cost(sum(parts.values()), tuple(parts), tuple(parts.values())),
+        cost=sum(parts.values()),
+        names=tuple(parts),
+        values=tuple(parts.values()),
         ttft_ms=sum(parts[name] for name in own),
         cached_tokens=min(prompt.cached_blocks * terms.block_size, request.prompt_tokens - 1),
         source=prompt.source,
@@ -130,4 +132,4 @@ def _cost(half: tuple[float, Candidate]) -> float:
 
 
 def _total(option: Option) -> float:
-    return option.cost.total
+    return option.cost

@@ -52,10 +52,10 @@ def pick(options: Sequence[Option], key: str, config: PickConfig) -> Option:
     """
     if config.temperature > 0:
         return _softly(options, key, config.temperature)
-    close = options[0].cost.total + config.tie_ms
-    ties = [option for option in options if option.cost.total <= close]
-    if len(ties) == 1:
-        return ties[0]
+    close = options[0].cost + config.tie_ms
+    if len(options) == 1 or options[1].cost > close:
+        return options[0]
+    ties = [option for option in options if option.cost <= close]
     return max(ties, key=lambda option: chance(key, option.decode, option.prefill or ""))
 
 
@@ -67,9 +67,9 @@ def chance(*parts: str) -> float:
 
 def _softly(options: Sequence[Option], key: str, temperature: float) -> Option:
     """Choose with a chance that falls with the cost, measured by the range of costs."""
-    least, most = options[0].cost.total, options[-1].cost.total
+    least, most = options[0].cost, options[-1].cost
     scale = (most - least) * temperature
-    weights = [exp(-(o.cost.total - least) / scale) if scale > 0 else 1.0 for o in options]
+    weights = [exp(-(o.cost - least) / scale) if scale > 0 else 1.0 for o in options]
     mark = chance(key) * sum(weights)
     for option, weight in zip(options, weights, strict=True):
         mark -= weight

@@ -76,18 +76,6 @@ class Candidate(NamedTuple):
         return self.spec.cache.target
 
 
-class Cost(NamedTuple):
-    """What a choice costs, lower is better; the terms' values add up to it."""
-
-    total: float
-    names: tuple[str, ...]
-    values: tuple[float, ...]
-
-    @property
-    def terms(self) -> dict[str, float]:
-        return dict(zip(self.names, self.values, strict=True))
-
-
 class Source(NamedTuple):
     """A target from which blocks are to be pulled."""
 
@@ -97,14 +85,20 @@ class Source(NamedTuple):
 
 
 class Option(NamedTuple):
-    """One way to serve a request."""
+    """One way to serve a request, and what it costs: lower is better."""
 
     decode: str
     prefill: str | None  # None: the decode target computes the prompt itself
-    cost: Cost
+    cost: float
+    names: tuple[str, ...]  # of the terms
+    values: tuple[float, ...]  # which add up to the cost
     ttft_ms: float = 0.0  # predicted
     cached_tokens: int = 0  # that are not computed, predicted
     source: Source | None = None
+
+    @property
+    def terms(self) -> dict[str, float]:
+        return dict(zip(self.names, self.values, strict=True))
 
     @property
     def computes(self) -> str:

@@ -239,16 +239,16 @@ class KvRouter:
         affinity = self.config.affinity
         if affinity.mode == "soft" and request.session:
             bound = self.affinity.target_of(request.session, now)
-            dearest = options[0].cost.total + affinity.slack_ms
+            dearest = options[0].cost + affinity.slack_ms
             for option in options:
-                if option.decode == bound and option.cost.total <= dearest:
+                if option.decode == bound and option.cost <= dearest:
                     return option
         return pick(options, request.request_id, self.config.pick)
 
     def _reserve(self, decision: Decision) -> None:
         request, chosen = decision.request, decision.chosen
         uncached = request.prompt_tokens - chosen.cached_tokens
-        terms = chosen.cost.terms
+        terms = chosen.terms
         own_ms = [terms.get(name, 0.0) for name in ("load", "pull", "prefill")]
         computing = decision.candidate(chosen.computes)
         prefill_ms = sum(own_ms) or computing.performance.prefill_ms(uncached, chosen.cached_tokens)

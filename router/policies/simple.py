@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from stafette.kvtransfer.blocks import HASH_BYTES
 from stafette.router.cost import Terms
 from stafette.router.policy import Policy, chance
-from stafette.router.request import Candidate, Cost, Option, Request
+from stafette.router.request import Candidate, Option, Request
 
 
 class SimplePolicy(Policy):
@@ -28,12 +28,12 @@ class SimplePolicy(Policy):
         best = min(
             (self._priced(request, one, terms) for one in prefillers),
             default=None,
-            key=lambda option: (option.cost.total, option.decode),
+            key=lambda option: (option.cost, option.decode),
         )
         found = [self._priced(request, one, terms) for one in decoders]
         if best is not None:
             found = [_behind(best, option) for option in found]
-        return sorted(found, key=lambda option: (option.cost.total, option.decode))
+        return sorted(found, key=lambda option: (option.cost, option.decode))
 
     def begin(self, request: Request, targets: Sequence[str]) -> None:
         """A request comes; these are the targets that can take it."""
@@ -44,7 +44,7 @@ class SimplePolicy(Policy):
         uncached = request.prompt_tokens - cached
         prefill_ms = candidate.performance.prefill_ms(uncached, cached)
         ttft_ms = candidate.load.queue_ms + prefill_ms
-        return Option(candidate.target, None, Cost(price, (self.term,), (price,)), ttft_ms, cached)
+        return Option(candidate.target, None, price, (self.term,), (price,), ttft_ms, cached)
 
 
 class RoundRobinPolicy(SimplePolicy):
@@ -145,9 +145,12 @@ def _behind(first: Option, option: Option) -> Option:
     """Return the option with its prompt computed by the other one."""
     if first.decode == option.decode:
         return option
-    both = option.cost.total + first.cost.total
-    names, values = (*option.cost.names, "prefill"), (*option.cost.values, first.cost.total)
-    cost = Cost(both, names, values)
-    return Option(
-        option.decode, first.decode, cost, first.ttft_ms, first.cached_tokens, first.source
+    return option._replace(
+        prefill=first.decode,
+        cost=option.cost + first.cost,
+        names=(*option.names, "prefill"),
+        values=(*option.values, first.cost),
+        ttft_ms=first.ttft_ms,
+        cached_tokens=first.cached_tokens,
+        source=first.source,
     )

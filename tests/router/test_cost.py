@@ -39,21 +39,21 @@ def terms(*sources, crowd=0.0, transfer=None, **cost) -> Terms:
 
 def cost_terms(one: Candidate, about: Terms) -> dict[str, float]:
     option = option_on(REQUEST, one, about)
-    assert option.cost.total == pytest.approx(sum(option.cost.terms.values()))
-    return {name: value for name, value in option.cost.terms.items() if value}
+    assert option.cost == pytest.approx(sum(option.terms.values()))
+    return {name: value for name, value in option.terms.items() if value}
 
 
 def test_idle_target_costs_the_uncached_tokens():
     option = option_on(REQUEST, candidate(overlap=Overlap(device=4)), terms())
 
-    assert option.cost.total == option.ttft_ms == 60.0
+    assert option.cost == option.ttft_ms == 60.0
     assert option.cached_tokens == 40
 
 
 def test_last_token_is_computed_even_when_everything_is_cached():
     option = option_on(REQUEST, candidate(overlap=Overlap(device=10)), terms())
 
-    assert (option.cached_tokens, option.cost.total) == (99, 1.0)
+    assert (option.cached_tokens, option.cost) == (99, 1.0)
 
 
 def test_request_waits_for_the_queue():

@@ -47,7 +47,7 @@ def test_busy_decoder_has_its_prompt_computed_elsewhere():
 
     assert (option.prefill, option.decode) == ("p", "d")
     assert option.ttft_ms == 1_000 + 2 + 100
-    assert option.cost.terms["transfer"] == 102.0
+    assert option.terms["transfer"] == 102.0
 
 
 def test_short_rest_of_a_prompt_is_computed_where_it_is_decoded():
@@ -60,8 +60,8 @@ def test_only_blocks_that_the_decoder_lacks_are_transferred():
     option = best([one("p", overlap=90)], [one("d", overlap=60, running=50)])
 
     assert option.prefill == "p"
-    assert option.cost.terms["transfer"] == 2 + 40
-    assert option.cost.terms["prefill"] == 100
+    assert option.terms["transfer"] == 2 + 40
+    assert option.terms["prefill"] == 100
 
 
 def test_transfer_hides_behind_the_computation_of_later_chunks():
@@ -70,7 +70,7 @@ def test_transfer_hides_behind_the_computation_of_later_chunks():
     (_, option) = pairs.options(long, [one("p")], [one("d")], terms(), 1)
 
     # 402 ms of transfer while 3 of 4 chunks are computed: the last chunk's share is left.
-    assert option.cost.terms["transfer"] == pytest.approx(402 / 4)
+    assert option.terms["transfer"] == pytest.approx(402 / 4)
 
 
 def test_prefill_worker_on_the_same_host_is_worth_a_little_wait():
@@ -119,16 +119,16 @@ def test_cheapest_pair_is_found_as_if_all_had_been_tried():
         everything = pairs.options(REQUEST, prefillers, decoders, about, 10_000)
 
         assert len(everything) == len(decoders) * (1 + len(prefillers))
-        local = [o.cost.total for o in everything if not o.prefill][:3]
-        assert [o.cost.total for o in found if not o.prefill] == pytest.approx(local)
-        assert found[0].cost.total == pytest.approx(everything[0].cost.total)
-        remote = [o.cost.total for o in everything if o.prefill][:3]
-        assert [o.cost.total for o in found if o.prefill] == pytest.approx(remote)
+        local = [o.cost for o in everything if not o.prefill][:3]
+        assert [o.cost for o in found if not o.prefill] == pytest.approx(local)
+        assert found[0].cost == pytest.approx(everything[0].cost)
+        remote = [o.cost for o in everything if o.prefill][:3]
+        assert [o.cost for o in found if o.prefill] == pytest.approx(remote)
 
 
 def test_terms_add_up_to_the_cost_and_own_ones_to_the_first_token():
     option = best([one("p", queue_ms=5.0)], [one("d", running=10)], terms(crowd=0.1))
 
-    assert sum(option.cost.terms.values()) == pytest.approx(option.cost.total)
-    others = sum(option.cost.terms[name] for name in ("crowd", "stall", "decode"))
-    assert option.ttft_ms == pytest.approx(option.cost.total - others)
+    assert sum(option.terms.values()) == pytest.approx(option.cost)
+    others = sum(option.terms[name] for name in ("crowd", "stall", "decode"))
+    assert option.ttft_ms == pytest.approx(option.cost - others)

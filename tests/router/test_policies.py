@@ -12,7 +12,7 @@ from stafette.router.performance import Performance
 from stafette.router.policies.dynamo import DynamoConfig, DynamoPolicy
 from stafette.router.policy import PickConfig, pick
 from stafette.router.registry import NAMES, PolicyConfig, make_policy
-from stafette.router.request import Candidate, Cost, Option, Request, WorkerSpec
+from stafette.router.request import Candidate, Option, Request, WorkerSpec
 from stafette.router.transfer_cost import TransferConfig
 
 
@@ -38,7 +38,7 @@ def chosen(name, decoders, requests, prefillers=(), **options) -> list[str]:
 
 
 def option(target, cost) -> Option:
-    return Option(target, None, Cost(cost, (), ()))
+    return Option(target, None, cost, (), ())
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -48,7 +48,7 @@ def test_every_policy_prices_every_candidate_it_names_and_sorts_them(name):
 
     found = policy.options(request(), [], decoders, terms())
 
-    costs = [option.cost.total for option in found]
+    costs = [option.cost for option in found]
     assert costs == sorted(costs)
     assert {option.decode for option in found} == {"a", "b", "c"}
     assert all(option.prefill is None for option in found)
@@ -150,7 +150,7 @@ def test_dynamo_cost_is_that_of_dynamo():
         prompt, [], [one("w", overlap=4, host=4)], terms()
     )
 
-    assert found.cost.total == 13.1875
+    assert found.cost == 13.1875
 
 
 def test_dynamo_weights_its_parts():
@@ -162,7 +162,7 @@ def test_dynamo_weights_its_parts():
 
     (found,) = DynamoPolicy(config).options(prompt, [], [worker], terms())
 
-    assert found.cost.total == 4 * (20 - 6) + (20 + 10 - 4) + 3 * 2
+    assert found.cost == 4 * (20 - 6) + (20 + 10 - 4) + 3 * 2
 
 
 def test_cheapest_option_is_picked():
