@@ -29,6 +29,7 @@ class AnswerText:
             prompt_logprobs=delta.prompt_logprobs,
             num_cached_tokens=delta.num_cached_tokens,
             error=delta.error,
+            embedding=delta.embedding,
         )
         shown = self._processor.process(progress)
         assert shown is not None, "it is open as long as it is read"

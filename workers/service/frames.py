@@ -123,7 +123,7 @@ def read_message(data: bytes, max_bytes: int) -> list[object]:
 
 
 def _item(number: int, delta: OutputDelta) -> list[object]:
-    plain = delta.finish_reason is None and delta.logprobs is None
+    plain = delta.finish_reason is None and delta.logprobs is None and delta.embedding is None
     if plain and delta.prompt_logprobs is None:
         return [number, delta.token_ids, delta.num_cached_tokens]
     return [
@@ -135,6 +135,7 @@ def _item(number: int, delta: OutputDelta) -> list[object]:
         delta.error,
         _pack_logprobs(delta.logprobs),
         _pack_logprobs(delta.prompt_logprobs),
+        delta.embedding,
     ]
 
 
@@ -148,7 +149,7 @@ def _read_item(item: list[object], request_ids: dict[int, str]) -> tuple[int, Ou
             return key, OutputDelta(
                 name, 0, ids, "", num_cached_tokens=whole(cached, "cached", _U32_END)
             )
-        case [int(key), [*token_ids], cached, reason, stop, error, scores, prompt_scores]:
+        case [int(key), [*token_ids], cached, reason, stop, error, scores, prompt_scores, vector]:
             name = request_ids.get(key)
             if name is None:
                 return None
@@ -165,6 +166,7 @@ def _read_item(item: list[object], request_ids: dict[int, str]) -> tuple[int, Ou
                 error=None if error is None else text(error, "error", _MAX_TEXT_BYTES),
                 logprobs=_read_logprobs(scores),
                 prompt_logprobs=_read_logprobs(prompt_scores),
+                embedding=None if vector is None else exact(vector, "embedding", bytes),
             )
     raise MalformedMessage("delta", "[number, token ids, cached, ...]")
 
