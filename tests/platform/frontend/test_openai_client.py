@@ -9,8 +9,10 @@ import sys
 import time
 import urllib.request
 
+import numpy as np
 import openai
 import pytest
+from safetensors.numpy import save_file
 
 SMALL = ["--max-model-len", "1024", "--num-kv-blocks", "256", "--max-num-seqs", "8"]
 START_S = 120.0
@@ -269,3 +271,35 @@ def test_models_are_listed(client):
     (model,) = client.models.list().data
 
     assert client.models.retrieve("smollm2").id == model.id == "smollm2"
+
+
+def save_adapter(folder):
+    """Write an adapter that changes every layer's queries beyond recognition."""
+    numbers = np.random.default_rng(0)
+    tensors = {}
+    for layer in range(30):
+        name = f"base_model.model.model.layers.{layer}.self_attn.q_proj"
+        for part, shape in (("lora_A", (4, 576)), ("lora_B", (576, 4))):
+            tensors[f"{name}.{part}.weight"] = numbers.normal(size=shape).astype(np.float32)
+    save_file(tensors, folder / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 64, "target_modules": ["q_proj"]}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+
+
+def test_an_adapter_is_a_model_of_its_own(tmp_path):
+    save_adapter(tmp_path)
+    process, url = start("--lora", f"tuned={tmp_path}")
+    try:
+        with openai.OpenAI(base_url=url, api_key="none", max_retries=0) as client:
+            names = {model.id: model.parent for model in client.models.list().data}
+            base, tuned = (
+                chat(client, model=name, max_tokens=8).choices[0].message.content
+                for name in ("smollm2", "tuned")
+            )
+            beside = chat(client, max_tokens=8, extra_body={"lora": "tuned"})
+    finally:
+        assert stop(process) == 0
+
+    assert names == {"smollm2": None, "tuned": "smollm2"}
+    assert base != tuned
+    assert beside.choices[0].message.content == tuned
