@@ -97,6 +97,7 @@ class Client(threading.Thread):
             self._leave(lease, route, ticket)
 
     def _write(self, route: Route) -> None:
+        life = route.owner.lives
         ticket, blocks = route.owner.ask("offer", self._random.randint(1, 50))
         lease = self._agent.accept(bytes.fromhex(ticket))
         try:
@@ -112,7 +113,8 @@ class Client(threading.Thread):
                 self._timeout_s(),
             )
             if self._outcome(transfer, "write") and lease.ended is None:
-                if not route.owner.ask("holds", blocks, version) and lease.ended is None:
+                kept = route.owner.ask("holds", blocks, version)
+                if not kept and lease.ended is None and route.owner.lives == life:
                     self._tally.note(self._tally.wrong, f"a write to {route.owner.name}")
         finally:
             self._leave(lease, route, ticket)

@@ -63,6 +63,11 @@ class Rig:
         self.fleet.follow({name: worker.address for name, worker in self.workers.items()})
         await self.await_that(lambda: set(self.workers) == set(self.fleet.clients))
 
+    def keep_apart(self, prefill: str, decode: str) -> None:
+        """Compute every prompt on the one worker and its answer on the other, whatever it costs."""
+        place = self.router.place
+        self.router.place = lambda asked: place(asked)._replace(prefill=prefill, decode=decode)
+
     async def await_that(self, condition) -> None:
         async with asyncio.timeout(PATIENCE_S):
             while not condition():
