@@ -6,11 +6,12 @@ import os
 import signal
 import sys
 
-from stafette.platform.commands import generate, serve
+from stafette.kvtransfer.errors import KvTransferError
+from stafette.platform.commands import generate, kv_size, serve
 from stafette.platform.extras import extra_with
 from stafette.workers.errors import EngineError
 
-COMMANDS = {"generate": generate, "serve": serve}
+COMMANDS = {"generate": generate, "kv-size": kv_size, "serve": serve}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -19,7 +20,7 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=arguments.log_level.upper(), format="%(levelname)s %(message)s")
     try:
         return int(COMMANDS[arguments.command].run(arguments))
-    except EngineError as error:
+    except (EngineError, KvTransferError) as error:
         print(f"stafette: {error}", file=sys.stderr)
         return 1
     except ModuleNotFoundError as error:

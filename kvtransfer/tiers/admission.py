@@ -6,6 +6,7 @@ which it is, by playing both on a sample of the keys.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from difflib import get_close_matches
 
 from stafette.kvtransfer.errors import InvalidValue
@@ -26,8 +27,8 @@ class Admission(ABC):
         self.capacity = capacity
 
     @abstractmethod
-    def used(self, key: bytes, on_host: bool) -> None:
-        """Note that a prompt has this block; where it was when the prompt came."""
+    def used(self, keys: Sequence[bytes], below: Sequence[bytes]) -> None:
+        """Note that a prompt has these blocks, and which of them were not on the host."""
 
     @abstractmethod
     def admits(self, key: bytes, full: bool) -> bool:
@@ -35,7 +36,7 @@ class Admission(ABC):
 
 
 class Always(Admission):
-    def used(self, key: bytes, on_host: bool) -> None:
+    def used(self, keys: Sequence[bytes], below: Sequence[bytes]) -> None:
         pass
 
     def admits(self, key: bytes, full: bool) -> bool:
@@ -49,8 +50,8 @@ class Frequency(Admission):
         super().__init__(capacity)
         self._sketch = FrequencySketch(capacity)
 
-    def used(self, key: bytes, on_host: bool) -> None:
-        self._sketch.count(key)
+    def used(self, keys: Sequence[bytes], below: Sequence[bytes]) -> None:
+        self._sketch.count(keys)
 
     def admits(self, key: bytes, full: bool) -> bool:
         return not full or self._sketch.estimate(key) >= MIN_USES
@@ -69,11 +70,12 @@ class AdaptiveAdmission(Admission):
         self._offers = 0  # in this round
         self.picky = False
 
-    def used(self, key: bytes, on_host: bool) -> None:
-        self._sketch.count(key)
-        if not on_host and not key[-1] % self._rarity:
-            self._open.use(key)
-            self._picky.use(key)
+    def used(self, keys: Sequence[bytes], below: Sequence[bytes]) -> None:
+        self._sketch.count(keys)
+        for key in below:
+            if not key[-1] % self._rarity:
+                self._open.use(key)
+                self._picky.use(key)
 
     def admits(self, key: bytes, full: bool) -> bool:
         proven = self._sketch.estimate(key) >= MIN_USES

@@ -88,6 +88,26 @@ class BlockCache:
             evicted.append(victim)
         return evicted
 
+    def nominate(self, count: int) -> list[Entry]:
+        """Return up to `count` blocks that go next, pinned. They are found until `retire`."""
+        nominated: list[Entry] = []
+        while len(nominated) < count and len(self._policy):
+            key = self._policy.evict()
+            self._aside.add(key)
+            if not self._stays(key):
+                nominated.append(self.pin(key))
+        return nominated
+
+    def retire(self, entry: Entry) -> bool:
+        """Release a nominated block; it goes, unless it was used or pinned meanwhile."""
+        only_ours = self._pins[entry.slot] == 1 and entry.key in self._aside
+        goes = only_ours and self._entries.get(entry.key) is entry
+        if goes:
+            self._aside.discard(entry.key)
+            self._forget(entry)
+        self.unpin(entry)
+        return goes
+
     def give_back(self, slots: Iterable[int]) -> None:
         """Return slots that were reserved and not filled, or evicted."""
         self._free += slots

@@ -4,8 +4,10 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
 from stafette.kvtransfer.blocks import ROOT
-from stafette.kvtransfer.events import BlockStored, Tier
+from stafette.kvtransfer.events import BlockRemoved, BlockStored, Tier
 from stafette.kvtransfer.tiers.cache import Entry
+
+_MOST_REMOVED = 1 << 16  # blocks in one event
 
 
 def in_runs(entries: Iterable[Entry]) -> list[list[Entry]]:
@@ -28,6 +30,13 @@ def stored(entries: Sequence[Entry], tier: Tier) -> list[BlockStored]:
         )
         for run in in_runs(entries)
     ]
+
+
+def removed(entries: Sequence[Entry], tier: Tier) -> Iterator[BlockRemoved]:
+    """Yield the events for blocks that can be found no more; none is too large to be sent."""
+    for first in range(0, len(entries), _MOST_REMOVED):
+        some = entries[first : first + _MOST_REMOVED]
+        yield BlockRemoved(tuple(entry.key for entry in some), tier)
 
 
 def _runs_below(start: Entry, children: dict[bytes, list[Entry]]) -> Iterator[list[Entry]]:

@@ -33,34 +33,34 @@ class Demoter:
         most = max(int(host.num_blocks * _SPARE_SHARE), min(1, host.num_blocks - 1))
         self._spare = min(most, _SPARE_BATCHES * batch) if disk is not None else 0
         self.room = host.num_blocks - self._spare  # blocks that can stay on the host
-        self._leaving = 0  # slots that come free when their blocks are written
+        self._leaving = 0  # blocks that go when they are written
 
     def take(self, count: int, patience_s: float = 0.0) -> list[int]:
         """Return up to `count` slots to fill; wait that long for a disk that is writing."""
-        cache = self._host.cache
-        self._sweep()
-        deadline = time.monotonic() + patience_s
-        while cache.num_free < count and self._leaving:
+        cache, deadline = self._host.cache, time.monotonic() + patience_s
+        while cache.num_free < count:
+            self._sweep()  # each time: a block that was used meanwhile does not go after all
             left_s = deadline - time.monotonic()
-            if left_s <= 0 or not self._lock.wait(left_s):
+            if not self._leaving or left_s <= 0 or not self._lock.wait(left_s):
                 break
-        self._let_go(self._host.evict(count - cache.num_free))
-        slots, _ = cache.reserve(min(count, cache.num_free))
+        self._count_lost(self._host.evict(count - cache.num_free))
+        rows, _ = cache.reserve(min(count, cache.num_free))
         self._sweep()
-        return slots
+        return rows
 
     def take_writing(self, count: int) -> list[int]:
-        """Return up to `count` slots to fill, for a thread that may write what they held."""
+        """Return up to `count` slots to fill, for a thread that may write what they hold."""
+        disk, cache = self._disk, self._host.cache
         with self._lock:
-            rows, _ = self._host.cache.reserve(min(count, self._host.cache.num_free))
-            evicted = self._host.evict(count - len(rows))
-            kept = self._claimed(evicted)
-            generation = self._disk.generation if self._disk is not None else 0
-        if self._disk is not None and kept:
-            self._disk.write(kept, self._host.rows, generation)
+            kept = self._nominate(count - cache.num_free)
+            generation = disk.generation if disk is not None else 0
+        if disk is not None and kept:
+            disk.write(kept, self._host.rows, generation)
         with self._lock:
+            self._host.retire(kept)
+            rows, _ = cache.reserve(min(count, cache.num_free))
             self._sweep()
-        return rows + [entry.slot for entry in evicted]
+        return rows
 
     def write_early(self, entries: Sequence[Entry]) -> None:
         """Write blocks of one chain that have just arrived, so that they can leave at once."""
@@ -92,13 +92,17 @@ class Demoter:
 
     def _sweep(self) -> None:
         """Begin to empty slots, so that some are free soon."""
-        missing = self._spare - self._host.cache.num_free - self._leaving
-        evicted = self._host.evict(missing)
-        kept = self._claimed(evicted)
-        slots = {entry.slot for entry in evicted} - {entry.slot for entry in kept}
-        self._host.cache.give_back(slots)
+        kept = self._nominate(self._spare - self._host.cache.num_free - self._leaving)
         for first in range(0, len(kept), self._batch):
             self._write_later(kept[first : first + self._batch])
+
+    def _nominate(self, count: int) -> list[Entry]:
+        """Let blocks go; return those that must be written first, and are found until then."""
+        nominated = self._host.cache.nominate(count)
+        kept = self._claimed(nominated)
+        keys = {entry.key for entry in kept}
+        self._host.retire(entry for entry in nominated if entry.key not in keys)
+        return kept
 
     def _claimed(self, entries: Sequence[Entry]) -> list[Entry]:
         """Return those that should be written, in the order of their chains."""
@@ -114,15 +118,12 @@ class Demoter:
             self._leaving += len(entries)
             return
         self._disk.give_up([entry.key for entry in entries])
-        self._host.counters.lost += len(entries)
-        self._host.cache.give_back(entry.slot for entry in entries)
+        self._count_lost(self._host.retire(entries))
 
-    def _let_go(self, evicted: Sequence[Entry]) -> None:
-        """Free slots at once, what they hold is lost unless it is on disk."""
-        disk = self._disk
-        if disk is not None:
-            self._host.counters.lost += sum(entry.key not in disk.cache for entry in evicted)
-        self._host.cache.give_back(entry.slot for entry in evicted)
+    def _count_lost(self, gone: Sequence[Entry]) -> None:
+        if self._disk is not None and not self._disk.off:
+            lost = sum(entry.key not in self._disk.cache for entry in gone)
+            self._host.counters.lost += lost
 
     # What follows runs in the lane, without the lock.
 
@@ -132,7 +133,7 @@ class Demoter:
         finally:
             with self._lock:
                 self._leaving -= len(entries)
-                self._host.cache.give_back(entry.slot for entry in entries)
+                self._host.retire(entries)
                 self._lock.notify_all()
 
     def _write_pinned(self, disk: DiskTier, entries: Sequence[Entry], generation: int) -> None:

@@ -7,13 +7,12 @@ skipped and counted; after some errors in a row, or when one call takes too long
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from itertools import count
 from threading import Condition
 
 import numpy as np
 
-from stafette.kvtransfer.events import BlockRemoved
 from stafette.kvtransfer.tiers import chains
 from stafette.kvtransfer.tiers.admission import make_admission
 from stafette.kvtransfer.tiers.cache import BlockCache, Entry
@@ -53,6 +52,7 @@ class DiskTier:
         self._files: DiskFiles | None = None
         self._checksums = np.zeros(size, np.uint64)  # of a slot's block
         self._coming: set[bytes] = set()  # claimed, and not written yet
+        self._writing: set[bytes] = set()  # at this moment
         self._sequences = count(1)  # of records
         self._failures: Counter[str] = Counter()  # in a row, of reads and of writes
         self._calls = count()
@@ -70,11 +70,11 @@ class DiskTier:
         """Whether it goes past the page cache."""
         return self._files is not None and self._files.direct
 
-    def note_uses(self, hashes: Sequence[bytes], below: Collection[bytes]) -> None:
-        """A prompt has these blocks, of which some were not on the host."""
+    def touch(self, hashes: Sequence[bytes], below: Sequence[bytes]) -> None:
+        """A prompt has these blocks, and some of them were not on the host."""
         if not self.off:
-            for key in hashes:
-                self.admission.used(key, on_host=key not in below)
+            self.cache.touch(below)
+            self.admission.used(hashes, below)
 
     def claim(self, key: bytes) -> bool:
         """Whether a block should be written. Whoever hears yes does so, or calls `give_up`."""
@@ -119,6 +119,7 @@ class DiskTier:
         if records and head is not None:
             seconds = self._attempt("writing", lambda files: files.write(head, rows, records))
         with self._lock:
+            self._writing.difference_update(block.key for block in placed.values())
             if generation == self.generation:
                 self.give_up([block.key for block in blocks])
             if seconds is None or self.off or generation != self.generation:
@@ -175,7 +176,7 @@ class DiskTier:
         """Return slots for as many of the first blocks as find one."""
         if self.off:
             return {}
-        fresh = [block for block in blocks if block.key not in self.cache]
+        fresh = [b for b in blocks if b.key not in self.cache and b.key not in self._writing]
         parents = {block.parent for block in fresh}
         held = [self.cache.pin(parent) for parent in parents if parent in self.cache]
         slots, evicted = self.cache.reserve(len(fresh))
@@ -183,7 +184,9 @@ class DiskTier:
             self.cache.unpin(entry)
         self.counters.evicted += len(evicted)
         self._tell_removed(evicted)
-        return dict(zip(sorted(slots), fresh, strict=False))
+        placed = dict(zip(sorted(slots), fresh, strict=False))
+        self._writing.update(block.key for block in placed.values())
+        return placed
 
     def _records(self, placed: dict[int, Entry], rows: Sequence[Rows]) -> dict[int, Record]:
         """Return what the slots get; records are numbered in the order of the chain."""
@@ -253,5 +256,5 @@ class DiskTier:
             self._emit(event)
 
     def _tell_removed(self, entries: Sequence[Entry]) -> None:
-        if entries:
-            self._emit(BlockRemoved(tuple(entry.key for entry in entries), "disk"))
+        for event in chains.removed(entries, "disk"):
+            self._emit(event)

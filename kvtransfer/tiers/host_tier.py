@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from stafette.kvtransfer.events import BlockRemoved, KvEvent
+from stafette.kvtransfer.events import KvEvent
 from stafette.kvtransfer.memory import SharedMemory
 from stafette.kvtransfer.tiers import chains
 from stafette.kvtransfer.tiers.cache import BlockCache, Entry
@@ -39,21 +39,31 @@ class HostTier:
             self._emit(event)
 
     def evict(self, count: int) -> list[Entry]:
-        """Return blocks that are found no more, children first; their slots are the caller's."""
-        evicted = self.cache.evict(count)
-        self.counters.evicted += len(evicted)
-        self.tell_removed(evicted)
-        return evicted
+        """Let blocks go at once; return them."""
+        gone = self.cache.evict(count)
+        self.cache.give_back(entry.slot for entry in gone)
+        self._note_evicted(gone)
+        return gone
+
+    def retire(self, nominated: Iterable[Entry]) -> list[Entry]:
+        """Let nominated blocks go that nobody has used meanwhile; return them."""
+        gone = [entry for entry in nominated if self.cache.retire(entry)]
+        self._note_evicted(gone)
+        return gone
 
     def clear(self) -> None:
         gone = list(self.cache)
         for entry in gone:
             self.cache.remove(entry.key)
-        self.tell_removed(gone)
+        self._tell_removed(gone)
 
-    def tell_removed(self, entries: Iterable[Entry]) -> None:
-        if keys := tuple(entry.key for entry in entries):
-            self._emit(BlockRemoved(keys, "host"))
+    def _note_evicted(self, gone: Sequence[Entry]) -> None:
+        self.counters.evicted += len(gone)
+        self._tell_removed(gone)
+
+    def _tell_removed(self, gone: Sequence[Entry]) -> None:
+        for event in chains.removed(gone, "host"):
+            self._emit(event)
 
     def snapshot(self) -> "Snapshot":
         return Snapshot.of(self.cache, self.counters)

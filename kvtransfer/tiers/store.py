@@ -100,8 +100,7 @@ class TieredStore:
             below = [key for key in hashes if key not in host.cache]
             host.cache.touch(hashes)
             if disk is not None:
-                disk.cache.touch(below)
-                disk.note_uses(hashes, set(below))
+                disk.touch(hashes, below)
 
     def offload(
         self, hashes: Sequence[bytes], parents: Sequence[bytes], slots: Sequence[int]

@@ -126,6 +126,49 @@ def test_evicted_slots_are_free_when_they_are_given_back():
     assert cache.num_free == 2
 
 
+def test_nominated_block_is_found_until_it_is_retired():
+    cache = cache_of(2, ["a"], ["b"])
+
+    (nominated,) = cache.nominate(1)
+
+    assert names(cache) == {"a", "b"}
+    assert put(cache, "x") == ["b"]  # the nominated one is out of the running
+    assert cache.retire(nominated)
+    assert names(cache) == {"x"}
+    assert cache.num_free == 1
+
+
+def test_nominated_block_that_was_used_or_pinned_stays():
+    cache = cache_of(3, ["a"], ["b"], ["c"])
+    a, b, c = cache.nominate(3)
+    cache.touch([b"a"])
+    pinned = cache.pin(b"b")
+
+    assert [cache.retire(entry) for entry in (a, b, c)] == [False, False, True]
+
+    assert names(cache) == {"a", "b"}
+    cache.unpin(pinned)
+    assert put(cache, "x", "y", "z") == ["b", "a"]
+
+
+def test_nominated_block_that_was_removed_meanwhile_frees_its_slot_once():
+    cache = cache_of(1, ["a"])
+    (nominated,) = cache.nominate(1)
+    cache.remove(b"a")
+    assert cache.num_free == 0
+
+    assert not cache.retire(nominated)
+
+    assert cache.num_free == 1
+
+
+def test_pinned_blocks_and_parents_are_not_nominated():
+    cache = cache_of(3, ["a", "ab"], ["c"])
+    cache.pin(b"c")
+
+    assert [entry.key for entry in cache.nominate(3)] == [b"ab"]
+
+
 def test_adopted_blocks_keep_their_slots_and_go_in_their_order():
     cache = BlockCache(4, Lru(4))
     cache.adopt([Entry(b"x", ROOT, 2), Entry(b"y", ROOT, 0)])
@@ -146,6 +189,7 @@ class Lives(RuleBasedStateMachine):
         self.cache = BlockCache(self.SLOTS, make_policy(self.policy, self.SLOTS))
         self.model: dict[bytes, Entry] = {}
         self.pins: list[Entry] = []
+        self.nominated: list[Entry] = []
 
     keys = st.text("ab", min_size=1, max_size=4).map(str.encode)
 
@@ -186,6 +230,25 @@ class Lives(RuleBasedStateMachine):
     def unpin(self, index):
         if self.pins:
             self.cache.unpin(self.pins.pop(index % len(self.pins)))
+
+    @rule(count=st.integers(1, 3))
+    def nominate(self, count):
+        nominated = self.cache.nominate(count)
+        assert len(nominated) <= count
+        assert not [entry for entry in nominated if entry in self.pins]
+        self.pins += nominated
+        self.nominated += nominated
+
+    @rule(index=st.integers(0, 9))
+    def retire(self, index):
+        if self.nominated:
+            entry = self.nominated.pop(index % len(self.nominated))
+            if entry not in self.pins:  # it was unpinned as if it were anybody's
+                return
+            self.pins.remove(entry)
+            if self.cache.retire(entry):
+                assert entry not in self.pins
+                assert self.model.pop(entry.key) == entry
 
     @invariant()
     def the_books_agree(self):

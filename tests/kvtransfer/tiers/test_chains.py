@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from stafette.kvtransfer.blocks import ROOT
 from stafette.kvtransfer.event_log import CachedBlocks
 from stafette.kvtransfer.tiers.cache import Entry
-from stafette.kvtransfer.tiers.chains import in_runs, stored
+from stafette.kvtransfer.tiers.chains import in_runs, removed, stored
 
 
 def entry(name, slot=0):
@@ -30,6 +30,13 @@ def test_run_without_its_beginning_names_its_parent():
     (event,) = stored([entry("abc"), entry("abcd")], "host")
 
     assert event.parent == b"ab"
+
+
+def test_no_event_of_removed_blocks_is_too_large():
+    events = list(removed([entry(f"{i}") for i in range(100_000)], "disk"))
+
+    assert [len(event.hashes) for event in events] == [65_536, 34_464]
+    assert not list(removed([], "disk"))
 
 
 @given(st.lists(st.text("ab", min_size=1, max_size=6), unique=True))

@@ -26,7 +26,10 @@ class Trouble(Syscalls):
         self.most_bytes = None  # that one call moves
         self.hold = threading.Event()  # reads wait for it
         self.hold.set()
-        self.calls = 0
+        self.hold_writes = threading.Event()
+        self.hold_writes.set()
+        self.calls = 0  # reads
+        self.writes = 0
 
     def open(self, path, flags):
         fd = super().open(path, flags & ~os.O_DIRECT)
@@ -44,6 +47,9 @@ class Trouble(Syscalls):
         return super().preadv(fd, self._some(buffers), offset)
 
     def pwritev(self, fd, buffers, offset):
+        if fd == self.blocks_fd:
+            self.writes += 1
+            assert self.hold_writes.wait(30)
         if fd == self.blocks_fd and self.write_error:
             raise OSError(self.write_error, os.strerror(self.write_error))
         return super().pwritev(fd, self._some(buffers), offset)
@@ -237,6 +243,49 @@ def test_file_system_that_fills_up_switches_the_disk_off(tiny_disk, tools):
     assert rig.store.lookup([b"000".ljust(16, b"\0")]).tiers == ()
     rig.check_books()
     rig.store.close()
+
+
+def until(condition):
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def test_block_that_was_being_read_when_all_was_cleared_is_not_kept(rigs):
+    trouble = Trouble()
+    rig = rigs(host=4, disk=64, syscalls=trouble)
+    fill(rig)
+    trouble.hold.clear()
+    job, slots = rig.onboard(["a"])
+    until(lambda: trouble.calls)
+
+    rig.store.clear()
+    trouble.hold.set()
+    rig.settle()
+
+    assert job.outcomes == (Outcome.CANCELLED,)
+    assert not rig.memory[slots].any()
+    assert rig.where("a") == []
+
+
+def test_block_that_was_being_written_when_all_was_cleared_is_not_kept(tmp_path, tools):
+    trouble = Trouble()
+    config = tools.config_of(4, 64, tmp_path, disk_write="arrival")
+    rig = tools.Rig(config, syscalls=trouble)
+    trouble.hold_writes.clear()
+    rig.put("a")
+    until(lambda: trouble.writes)
+
+    rig.store.clear()
+    trouble.hold_writes.set()
+    rig.check_books()
+
+    assert rig.where("a") == []
+    rig.store.close()
+    again = tools.Rig(config)
+    assert not again.on("disk")
+    again.store.close()
 
 
 def test_cancelled_request_does_not_read(rigs):

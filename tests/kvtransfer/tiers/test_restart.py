@@ -5,11 +5,13 @@ import os
 import random
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from stafette.kvtransfer.tiers import disk_format
 from stafette.kvtransfer.tiers.config import DiskConfig, HostConfig, TiersConfig
 from stafette.kvtransfer.tiers.device import ArrayBlocks
 from stafette.kvtransfer.tiers.disk_format import HEAD_BYTES, RECORD_BYTES
@@ -187,6 +189,31 @@ def test_damaged_head_begins_anew(tmp_path, lives):
     assert not rig.on("disk")
     fill(rig)
     assert lives().on("disk") == set(LETTERS)
+
+
+def test_later_one_of_two_records_of_a_block_counts(tmp_path, lives, tools):
+    rig = lives()
+    fill(rig, "ab")
+    rig.store.close()
+    key = tools.key_of("a")
+    with (tmp_path / "disk" / "index").open("r+b") as index:
+        head = disk_format.read_head(index.read(HEAD_BYTES))
+        records = disk_format.scan(index.read(), head).records
+        (slot,) = (slot for slot, record in records.items() if record.key == key)
+        for place, sequence in ((10, 0), (11, 99)):
+            record = replace(records[slot], sequence=sequence)
+            index.seek(HEAD_BYTES + place * RECORD_BYTES)
+            index.write(disk_format.pack_record(record, head))
+    with (tmp_path / "disk" / "blocks").open("r+b") as blocks:
+        blocks.seek(11 * tools.block_bytes)
+        blocks.write(tools.content_of(key).tobytes())
+        blocks.seek(slot * tools.block_bytes)
+        blocks.write(bytes(tools.block_bytes))
+
+    rig = lives()
+
+    assert rig.on("disk") == {"a", "b"}
+    assert rig.get("a") == ["DONE"]
 
 
 def test_damaged_record_is_skipped_and_counted(tmp_path, lives):

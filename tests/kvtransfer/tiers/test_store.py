@@ -5,12 +5,13 @@ import threading
 import numpy as np
 import pytest
 
-from stafette.kvtransfer.blocks import ROOT
+from stafette.kvtransfer.blocks import ROOT, BlockHasher
 from stafette.kvtransfer.errors import InvalidValue
 from stafette.kvtransfer.event_log import EventLog
 from stafette.kvtransfer.tiers.config import HostConfig, TiersConfig
 from stafette.kvtransfer.tiers.device import ArrayBlocks
 from stafette.kvtransfer.tiers.job import Outcome
+from stafette.kvtransfer.tiers.preheating import preheat_prompts
 from stafette.kvtransfer.tiers.store import TieredStore
 
 LETTERS = [chr(ord("a") + i) for i in range(26)]
@@ -116,6 +117,17 @@ def test_what_leaves_the_host_is_found_on_disk_and_comes_back(rigs):
     assert stats.disk.counters.hits > 0
     assert stats.disk.counters.hits + stats.host.counters.hits == 26
     assert stats.calls.onboarded == stats.calls.wanted == 26
+
+
+def test_nothing_is_lost_when_the_block_that_should_go_is_the_parent_of_the_one_that_comes(rigs):
+    rig = rigs(host=6, disk=64, patience_s=20.0)
+    for names in (["a", "aa", "aaa", "aaab"], ["a", "ab"], ["aab", "aaaa"]):
+        parents = [name[:-1].encode().ljust(16, b"\0") for name in names]
+        rig.put(*names, parents=parents)
+        rig.settle()
+
+    assert rig.on("host") | rig.on("disk") == {"a", "aa", "aaa", "aaab", "ab", "aab", "aaaa"}
+    assert rig.store.stats().host.counters.lost == 0
 
 
 def test_chain_that_lies_on_two_tiers_comes_back_whole(rigs):
@@ -302,6 +314,8 @@ def test_too_much_to_onboard_at_once_is_refused(rigs):
     rig.put(*LETTERS[:8])
     rig.device.may_copy.clear()
     first, _ = rig.onboard(LETTERS[:8])
+    while rig.device.copies[-1][0] != "in":  # one of them waits no more, but is under way
+        threading.Event().wait(0.001)
 
     second, _ = rig.onboard(LETTERS[:1])
 
@@ -464,3 +478,21 @@ def test_host_without_room_for_a_block_is_refused():
 
     with pytest.raises(InvalidValue, match="at least one block of 4096 bytes"):
         TieredStore(config, ArrayBlocks(np.zeros((1, 4096), np.uint8)))
+
+
+def test_prompts_are_preheated_by_their_tokens(rigs):
+    rig = rigs(host=16, disk=64)
+    hasher = BlockHasher("secret", block_size=4)
+    prompts = [list(range(12)), [*range(8), 9, 9, 9, 9, 5]]
+    for hashes in map(hasher.hash_blocks, prompts):
+        slots = rig.slots(len(hashes))
+        assert rig.store.offload(hashes, [ROOT, *hashes[:-1]], slots).wait(10)
+    for letter in LETTERS:
+        rig.put(letter)
+        rig.settle()
+
+    jobs = preheat_prompts(rig.store, hasher, prompts)
+
+    assert all(job.wait(10) and job.num_ready == 3 for job in jobs)
+    for hashes in map(hasher.hash_blocks, prompts):
+        assert rig.store.lookup(hashes).num_on("host") == 3

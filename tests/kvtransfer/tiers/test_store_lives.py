@@ -18,7 +18,7 @@ class Lives(RuleBasedStateMachine):
 
     tools = None
     HOST, DISK = 6, None
-    options: dict = {}
+    options: dict = {"patience_s": 20.0}  # a busy machine must not make a difference
 
     def __init__(self):
         super().__init__()
@@ -63,7 +63,8 @@ class Lives(RuleBasedStateMachine):
         found = len(self.rig.where(*names))
         job = self.rig.store.preheat([self.tools.key_of(n) for n in names])
         assert job.wait(self.tools.timeout_s)
-        assert job.num_ready == found
+        lossless = isinstance(self, LargeDisk) or not self.DISK
+        assert job.num_ready == found if lossless else job.num_ready <= found
 
     @rule(name=NAMES)
     def pin_a_prompt(self, name):
@@ -135,10 +136,11 @@ class LargeDisk(Lives):
     def all_that_was_given_is_there(self):
         self.rig.settle()
         assert self.rig.on("host") | self.rig.on("disk") == self.given
+        assert not self.rig.store.stats().host.counters.lost
 
 
 class LargeDiskWrittenOnArrival(LargeDisk):
-    options = {"disk_write": "arrival", "disk_policy": "lfu"}
+    options = Lives.options | {"disk_write": "arrival", "disk_policy": "lfu"}
 
 
 ALL = [HostOnly, SmallDisk, SmallDiskByFrequency, WrittenOnArrival, LargeDisk]
