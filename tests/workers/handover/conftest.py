@@ -17,6 +17,7 @@ import pytest
 from stafette.workers.async_engine import AsyncEngine
 from stafette.workers.config import EngineConfig
 from stafette.workers.handover.handover import Handover
+from stafette.workers.native import library
 
 PROCESS = Path(__file__).with_name("engine_process.py")
 PATIENCE_S = 120.0
@@ -114,16 +115,24 @@ def rig():
     return _rig
 
 
+def _need_exact_logits() -> None:
+    """Answers are compared to the last token, which only the native runner's logits allow."""
+    reason = library.why_not()
+    if reason is not None or library.best_isa() == "scalar":
+        pytest.skip(reason or "without AVX2 the native runner does not serve")
+
+
 @pytest.fixture
 async def make(rig):
-    """Make (handover, shelf) of an engine with these flags."""
+    """Make (handover, connector), by default a shelf, of an engine with these flags."""
+    _need_exact_logits()
     made: list[Handover] = []
 
-    async def make(by_hand: bool = False, **flags):
+    async def make(connector=None, by_hand: bool = False, **flags):
         engine = await AsyncEngine.start(EngineConfig(**rig.FLAGS | flags))
-        shelf = rig.Shelf(by_hand)
-        made.append(await Handover.start(engine, shelf))
-        return made[-1], shelf
+        connector = connector or rig.Shelf(by_hand)
+        made.append(await Handover.start(engine, connector))
+        return made[-1], connector
 
     yield make
     for handover in made:
@@ -155,6 +164,7 @@ def introduce(*engines: EngineProcess) -> None:
 @pytest.fixture
 def start() -> Iterator:
     """Start engines that a test may kill."""
+    _need_exact_logits()
     started: list[EngineProcess] = []
 
     def start(name: str, **settings) -> EngineProcess:
@@ -173,6 +183,7 @@ def start() -> Iterator:
 @pytest.fixture(scope="session")
 def engines() -> Iterator[dict[str, EngineProcess]]:
     """Return an engine that computes prompts, and two that answer: one for each transport."""
+    _need_exact_logits()
     names = {"prefill": ("shm", "tcp"), "shm": ("shm",), "tcp": ("tcp",)}
     engines = {name: EngineProcess(name, transports) for name, transports in names.items()}
     for transport in ("shm", "tcp"):

@@ -6,23 +6,16 @@ import pytest
 
 from stafette.kvtransfer.connectors.tiered import TieredConfig, TieredConnector
 from stafette.kvtransfer.tiers.config import HostConfig, TiersConfig
-from stafette.workers.async_engine import AsyncEngine
-from stafette.workers.config import EngineConfig
-from stafette.workers.handover.handover import Handover
 
 PATIENCE_S = 20.0
 
 
 @pytest.fixture
-async def handover(rig):
+async def handover(make):
     """An engine whose pool is small, and whose host tier is not."""
     tiers = TiersConfig(host=HostConfig(num_blocks=512), save_on_close=False)
-    engine = await AsyncEngine.start(EngineConfig(**rig.FLAGS | {"num_kv_blocks": 32}))
-    handover = await Handover.start(engine, TieredConnector(TieredConfig(tiers=tiers)))
-    yield handover
-    await handover.close()
-    assert await rig.idle(handover) == 0
-    await engine.close()
+    handover, _ = await make(TieredConnector(TieredConfig(tiers=tiers)), num_kv_blocks=32)
+    return handover
 
 
 async def saved(handover) -> None:
