@@ -1,11 +1,13 @@
 """Ends what is overdue: one thread that looks at everything under way every few milliseconds."""
 
+import logging
 import threading
 import time
 
 from stafette.kvtransfer.extents import Extents
 from stafette.kvtransfer.transfer import Transfer
 
+_log = logging.getLogger(__name__)
 _TICK_S = 0.02
 
 
@@ -46,9 +48,15 @@ class Watchdog:
             now = time.monotonic()
             for transfer in self.unsettled():
                 if now >= transfer.deadline and transfer.error is None:
-                    transfer.expire()
+                    self._expire(transfer)
             time.sleep(_TICK_S)
             self._rest()
+
+    def _expire(self, transfer: Transfer) -> None:
+        try:
+            transfer.expire()
+        except Exception:  # a transport's bug: the other transfers have deadlines too
+            _log.exception("transfer %d with %s could not be ended", transfer.id, transfer.peer)
 
     def _rest(self) -> None:
         """Sleep until something is posted; what was posted meanwhile keeps us awake."""

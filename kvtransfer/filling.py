@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from stafette.kvtransfer.errors import (
+    InvalidValue,
     KvTransferError,
     MalformedMessage,
     TransferError,
@@ -126,8 +127,12 @@ class Writer:
     def write(self, plan: Plan, lease: Lease, transfer: Transfer, verify: bool) -> None:
         """Let the target pull what the plan says: its `into` is the target's, `source` ours."""
         peer, blocks = plan.peer, plan.source.blocks(plan.local.info.block_bytes)
-        terms = Terms("read", transfer.timeout_s, holder=peer.info.name)
-        held = self._leases.grant(plan.local, blocks, terms)
+        ttl_s = min(transfer.timeout_s, self._leases.longest_s)
+        try:
+            held = self._leases.grant(plan.local, blocks, Terms("read", ttl_s, peer.info.name))
+        except InvalidValue as error:  # no lease is left
+            transfer.finish(TransferError(str(error)))
+            return
         ticket = Ticket(self._name, self._epoch, held.id).pack()
         order = FillOrder(lease.id, plan.into, plan.source, ticket, transfer.timeout_s, verify)
         transfer.on_settled(lambda _: self._end(held.id, EndReason.RELEASED))

@@ -107,9 +107,6 @@ def fastapi_app(engine: StepEngine) -> Any:
         max_tokens: int
         stream: bool
 
-    app = FastAPI()
-
-    @app.post("/v1/chat/completions")
     async def chat(body: Body) -> StreamingResponse:
         return StreamingResponse(events(body.max_tokens), media_type="text/event-stream")
 
@@ -122,6 +119,8 @@ def fastapi_app(engine: StepEngine) -> Any:
         yield "data: [DONE]\n\n"
 
     chat.__annotations__["body"] = Body
+    app = FastAPI()
+    app.post("/v1/chat/completions")(chat)
     return app
 
 

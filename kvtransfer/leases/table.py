@@ -55,6 +55,11 @@ class LeaseTable:
         self._closed = False
         self._lock = threading.Lock()
 
+    @property
+    def longest_s(self) -> float:
+        """The longest time that a lease may be granted for."""
+        return self._config.max_life_s
+
     def grant(self, region: LocalRegion, blocks: Sequence[int] | Int64s, terms: Terms) -> HeldLease:
         """Lease blocks of a region; nobody overwrites them before `terms.on_ended`."""
         numbers = _checked(region, blocks)
@@ -63,7 +68,11 @@ class LeaseTable:
             raise InvalidValue("ttl_s", terms.ttl_s, remedy)
         with self._lock:
             if self._closed or not self._free_slots:
-                remedy = "release some, or raise lease.max_leases" if not self._closed else "closed"
+                remedy = (
+                    "release some, or raise lease.max_leases"
+                    if not self._closed
+                    else "closed: make another agent"
+                )
                 raise InvalidValue("leases", len(self._leases), remedy)
             return self._enter(region, numbers, terms)
 

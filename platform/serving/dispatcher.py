@@ -17,7 +17,7 @@ from stafette.platform.serving.attempt import Attempt, HandoverFailed
 from stafette.platform.serving.fleet import WorkerFleet
 from stafette.platform.serving.merging import merge
 from stafette.router import request as placing
-from stafette.router.errors import NoCandidate, Rejected, UnknownReservation
+from stafette.router.errors import NoCandidate, Rejected, RouterError, UnknownReservation
 from stafette.router.hashing import PromptHasher
 from stafette.router.router import KvRouter, Placement
 from stafette.workers.errors import WorkerLost
@@ -149,7 +149,7 @@ class Dispatcher:
             request_id=wanted.request_id,
             chain=chain,
             prompt_tokens=len(wanted.token_ids),
-            expected_output_tokens=request.params.max_tokens,
+            expected_output_tokens=self._expected_tokens(request),
             model=self._config.model,
             lora=lora,
             tenant=hints.tenant,
@@ -158,7 +158,14 @@ class Dispatcher:
         )
         placement = await self._await_place(asked)
         self._remember(request.request_id, wanted.request_id)
+        if request.params.scores_prompt:  # KV from elsewhere would be of no use to it
+            return placement._replace(prefill=None, source=None)
         return placement
+
+    def _expected_tokens(self, request: Request) -> int | None:
+        """Clients ask for far more than they get: their limit tells only when it is small."""
+        limit = request.params.max_tokens
+        return limit if limit is not None and limit < self._router.expected_output_tokens else None
 
     async def _await_place(self, asked: placing.Request) -> Placement:
         deadline = time.monotonic() + self._config.wait_s
@@ -189,7 +196,7 @@ class Dispatcher:
         """Nothing more is placed there until the fleet has it back."""
         client = self._fleet.clients.get(name)
         if client is None or client.lost is not None:
-            with suppress(Exception):
+            with suppress(RouterError):  # the fleet was quicker
                 self._router.set_state(name, healthy=False)
 
     def _remember(self, request_id: str, attempt_id: str) -> None:
@@ -202,7 +209,8 @@ def _one_answer(request: Request, index: int, number: int, token_ids: list[int])
     """Return what a worker is asked for: one answer, from where it stands."""
     params = request.params
     seed = params.seed + index if params.seed is not None else None
-    one = replace(params, n=1, seed=seed, stop=())
+    scored = None if token_ids else params.prompt_logprobs  # told by the first attempt
+    one = replace(params, n=1, seed=seed, stop=(), prompt_logprobs=scored)
     return replace(
         request,
         request_id=f"{request.request_id}-{index}-{number}",

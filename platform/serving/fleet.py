@@ -104,7 +104,9 @@ class WorkerFleet:
             try:
                 client = await self._connect(name, address, ended)
             except (WorkerLost, RouterError, MalformedMessage) as error:
-                _log.info("worker %s is not to be had: %s", name, error)
+                # One that is not there may come; one that does not fit was deployed wrongly.
+                level = logging.INFO if isinstance(error, WorkerLost) else logging.ERROR
+                _log.log(level, "worker %s at %s is not to be had: %s", name, address, error)
                 await asyncio.sleep(pause_s)
                 pause_s = min(2 * pause_s, self._config.max_reconnect_s)
                 continue

@@ -17,10 +17,12 @@ from stafette.kvtransfer.errors import (
     PeerLost,
     StaleEpoch,
     TransferCancelled,
+    TransferError,
     TransferTimedOut,
     TransportUnavailable,
 )
 from stafette.kvtransfer.extents import Extents
+from stafette.kvtransfer.leases.config import LeaseConfig
 from stafette.kvtransfer.posting import ReadOptions
 from stafette.kvtransfer.routes import BreakerConfig
 from stafette.kvtransfer.transfer import TransferState
@@ -342,6 +344,47 @@ def test_a_write_that_is_cancelled_ends_the_targets_read_and_frees_both_sides(pa
     assert transfer.wait_settled(PATIENCE_S)
     assert not len(reader.leased("pool"))
     assert owner.quarantined("pool").tolist() == []
+
+
+def test_a_write_with_a_deadline_beyond_every_lease_is_begun_all_the_same(make_agent):
+    owner = make_agent("owner")
+    writer = make_agent("writer", lease=LeaseConfig(ttl_s=1.0, max_life_s=5.0))
+    writer.add_peer(owner.metadata())
+    lease = writer.accept(owner.offer("pool", [0]))
+
+    transfer = writer.write(spans((0, BLOCK)), spans((0, BLOCK)), lease, 60.0)
+    owner._transports["shm"].await_jobs(1)
+    finish(owner._transports["shm"])
+
+    assert transfer.wait(PATIENCE_S)
+
+
+def test_a_write_for_which_no_lease_is_left_ends_and_says_so(make_agent):
+    owner = make_agent("owner")
+    writer = make_agent("writer", lease=LeaseConfig(max_leases=1))
+    writer.add_peer(owner.metadata())
+    writer.grant("pool", [0])
+    lease = writer.accept(owner.offer("pool", [0]))
+
+    transfer = writer.write(spans((0, BLOCK)), spans((0, BLOCK)), lease)
+
+    with pytest.raises(TransferError, match="max_leases"):
+        transfer.wait(PATIENCE_S)
+    assert transfer.settled
+    assert writer.stats().unsettled == 0
+
+
+def test_a_transport_that_fails_to_interrupt_takes_no_other_transfers_deadline(pair, monkeypatch):
+    _, reader, transport, lease = pair
+    first = reader.read(spans((0, 1)), spans((0, 1)), lease, 0.05)
+    monkeypatch.setattr(transport.links[-1], "interrupt", lambda job: 1 / 0)
+    second = reader.read(spans((1, 1)), spans((1, 1)), lease, 0.1)
+
+    for transfer in (first, second):
+        with pytest.raises(TransferTimedOut):
+            transfer.wait(PATIENCE_S)
+    for job in list(transport.jobs):
+        transport.links[-1].finish(job)
 
 
 def test_an_offer_that_is_revoked_is_over_when_nothing_writes_into_it(pair):

@@ -27,6 +27,25 @@ async def test_prefill_and_decode_apart_answer_what_one_engine_answers(rig, expe
     assert rig.dispatcher.counters.handover_failures == 0
 
 
+async def test_a_prompt_that_is_scored_is_computed_where_it_is_answered_and_scored_once(rig):
+    await rig.start("p0", "d0", "d1", step_s=0.02)
+    rig.keep_apart("p0", "d0")
+    request = rig.request("r", STORY, prompt_logprobs=1, max_tokens=20)
+    scores, tokens = [], []
+
+    async for deltas in rig.dispatcher.stream(request, Hints()):
+        scores += [each.prompt_logprobs for each in deltas if each.prompt_logprobs is not None]
+        tokens += [token for each in deltas for token in each.token_ids]
+        if len(tokens) == 5:
+            rig.router.place = type(rig.router).place.__get__(rig.router)
+            rig.workers["d0"].kill()
+
+    assert rig.dispatcher.counters.handed_over == 0
+    assert rig.dispatcher.counters.moved == 1
+    assert len(tokens) == 20
+    assert [len(each) for each in scores] == [len(request.prompt_token_ids) - 1]
+
+
 async def test_many_answers_at_once_over_several_workers_are_the_ones_of_one_engine(rig, expected):
     await rig.start("p0", "d0", "d1")
     prompts = [f"{STORY * (1 + i % 4)} Number {i} says:" for i in range(8)]
