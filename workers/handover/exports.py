@@ -12,8 +12,8 @@ from itertools import islice
 from stafette.kvtransfer.blocks import ROOT
 from stafette.kvtransfer.connectors.connector import ALL_LAYERS, KvConnector, KvRequest, Save
 from stafette.kvtransfer.events import BlockStored, KvEvent
-from stafette.workers.engine import Engine
 from stafette.workers.errors import RequestError
+from stafette.workers.handover.host import KvHost
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +41,10 @@ class Exports:
     """Used by the engine's thread only; what connectors let go comes back by `post`."""
 
     def __init__(
-        self, engine: Engine, connector: KvConnector, post: Callable[[Callable[[], None]], None]
+        self, engine: KvHost, connector: KvConnector, post: Callable[[Callable[[], None]], None]
     ) -> None:
         self.counters = ExportCounters()
+        self._engine = engine
         self._pool = engine.pool
         self._connector = connector
         self._post = post
@@ -61,6 +62,8 @@ class Exports:
     def after_step(self) -> None:
         for each in self._under_way.values():
             self._pass_on(each)
+        if self.counters.num_pinned and self._engine.is_stalled:
+            self._connector.relieve()
 
     def pass_on_all(self, events: Sequence[KvEvent]) -> None:
         """Pass on whatever the pool can find since the last time, whosever it is."""

@@ -14,8 +14,8 @@ from functools import partial
 
 from stafette.kvtransfer.connectors.connector import KvConnector, KvRequest
 from stafette.kvtransfer.connectors.loading import Load
-from stafette.workers.engine import Engine
 from stafette.workers.errors import RequestError
+from stafette.workers.handover.host import KvHost
 
 Post = Callable[[Callable[[], None]], None]  # runs something soon, in the engine's thread
 
@@ -73,7 +73,7 @@ class _Import:
 class Imports:
     """Used by the engine's thread only. The pool's blocks are counted as anywhere else."""
 
-    def __init__(self, engine: Engine, connector: KvConnector, post: Post) -> None:
+    def __init__(self, engine: KvHost, connector: KvConnector, post: Post) -> None:
         self.counters = ImportCounters()
         self._engine = engine
         self._pool = engine.pool
