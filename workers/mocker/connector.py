@@ -5,6 +5,7 @@ is over. A reader's pieces arrive one after the other, as its way in has room fo
 """
 
 import logging
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -34,6 +35,7 @@ from stafette.workers.mocker.config import MockerConfig
 from stafette.workers.mocker.news import News, Read, Wire
 
 _log = logging.getLogger(__name__)
+_REMEMBERED = 4_096  # hand-offs that were given up
 
 
 @dataclass(slots=True, eq=False)
@@ -81,6 +83,7 @@ class MockConnector(KvConnector):
         self._passed: dict[str, int] = {}  # by hand-off: where in the prompt it stands
         self._early = EarlyNews(config.p2p.early_s, config.p2p.max_early, self._drop_early)
         self._early_look: Appointment | None = None
+        self._given_up: OrderedDict[str, None] = OrderedDict()
         self._writing: dict[Load, set[Appointment]] = {}  # pieces that are arriving
         self._way_in_free_at = 0.0
 
@@ -108,6 +111,13 @@ class MockConnector(KvConnector):
                 incoming.load.fail(PeerLost(peer, "it has ended while its blocks were awaited"))
         for key in [key for key in self._held if key[0] == peer]:
             self._let_go(key)
+
+    def give_up(self, hand_off: str) -> None:
+        """Nothing more will come of a hand-off; what has come stays usable. May come early."""
+        self._given_up[hand_off] = None
+        if len(self._given_up) > _REMEMBERED:
+            self._given_up.popitem(last=False)
+        self._forget(hand_off)
 
     # The scheduler's side
 
@@ -145,9 +155,11 @@ class MockConnector(KvConnector):
         take = Take.find(order.source)  # type: ignore[arg-type]  # what `begin` put there
         if take is None:
             return failed_load(order, "the request says nothing of where its blocks are")
-        if not order.blocks or take.id in self._incoming:
+        if not order.blocks:
             self._forget(take.id)
-            return Load(order) if not order.blocks else failed_load(order, "it is under way")
+            return Load(order)
+        if take.id in self._incoming or take.id in self._given_up:
+            return failed_load(order, f"hand-off {take.id} is under way, or over")
         load, now = Load(order), self._clock()
         incoming = _Incoming(take, load, now, now + self._limits.load_timeout_s)
         self._incoming[take.id] = incoming
@@ -244,7 +256,10 @@ class MockConnector(KvConnector):
         arrival = self._agenda.at(self._way_in_free_at + latency_s, arrived)
         writing = self._writing.setdefault(incoming.load, set())
         writing.add(arrival)
-        incoming.load.on_settled(lambda load: self._writing.pop(load, None))
+        incoming.load.on_settled(self._settled)
+
+    def _settled(self, load: Load) -> None:
+        self._writing.pop(load, None)
 
     def _refuse(self, peer: str, piece: Piece) -> None:
         """Tell a piece's owner that it is needed no more."""

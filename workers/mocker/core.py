@@ -177,6 +177,11 @@ class Mocker:
         self.connector.lost(peer)
         self._wake()
 
+    def give_up(self, hand_off: str) -> None:
+        """Nothing more will come of a hand-off: who waits for it goes on without."""
+        self.connector.give_up(hand_off)
+        self._wake()
+
     # What it tells
 
     @property

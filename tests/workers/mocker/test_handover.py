@@ -160,6 +160,22 @@ def test_a_load_of_which_nothing_comes_ends_and_the_prompt_is_computed(stage):
     assert decode.imports.counters.shortfalls == {"TransferTimedOut": 1}
 
 
+@pytest.mark.parametrize("before", [True, False])
+def test_who_waits_for_a_hand_over_that_is_given_up_computes_the_prompt(stage, before):
+    decode = stage.worker("d")
+    stage.worker("p")
+    if before:
+        decode.give_up("hand-off")
+    decode.generate(stage.request("d", prompt=160, max_tokens=1), TAKE)
+    stage.time.run(until=1.0)
+
+    if not before:
+        decode.give_up("hand-off")
+    stage.time.run()
+
+    assert stage.times("d") == pytest.approx([2.6 if before else 3.6])
+
+
 @pytest.mark.parametrize("until", [1.0, 2.65, 3.0, 4.5])
 def test_an_abort_at_any_moment_frees_both_sides(stage, until):
     prefill, decode = stage.worker("p"), stage.worker("d")

@@ -1,0 +1,254 @@
+"""A mock worker as a service: whoever asks it over its stream cannot tell it from a real one."""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Callable, Mapping
+
+from stafette.kvtransfer.blocks import BlockHasher
+from stafette.kvtransfer.control.host import host_id
+from stafette.kvtransfer.errors import KvTransferError
+from stafette.kvtransfer.event_log import EventLog
+from stafette.kvtransfer.event_stream.publisher import EventPublisher
+from stafette.workers.errors import EngineDead, RequestError
+from stafette.workers.handover.exports import Exported
+from stafette.workers.mocker.config import ROLES, MockerConfig, Role
+from stafette.workers.mocker.core import Mocker
+from stafette.workers.mocker.host import MockHost
+from stafette.workers.mocker.news import News
+from stafette.workers.request import OutputDelta
+from stafette.workers.service.frames import Order
+from stafette.workers.service.inbox import Inbox
+from stafette.workers.service.serving import Operation, Served
+
+_MOST_MOVES = 8  # in one turn of the event loop, which others wait for
+_LATE_S = 0.05  # up to which a step counts as made in time, so that the next one ends in time too
+
+
+class MockWorker(Served):
+    """Steps in the event loop in which it was made, by the loop's timers."""
+
+    def __init__(
+        self, config: MockerConfig, host: MockHost, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.config = config
+        self.role: Role = config.role
+        self._leaving = asyncio.Event()
+        self.on_change: Callable[[], None] = lambda: None  # the server's
+        self.late_seconds = 0.0  # by which steps came after their time, all together
+        self._host = host
+        self._clock = clock
+        self._loop = asyncio.get_running_loop()
+        self._epoch = time.time_ns()
+        self._inboxes: dict[str, Inbox] = {}  # by request
+        log = EventLog(config.name, self._epoch)
+        self.core = Mocker(config, clock, log, host.wire(config.name))
+        self._events = EventPublisher(log, config.events, host.context)
+        self.core.on_kv_events = self._events.send
+        self.core.on_wake = self._arm
+        self._timer: asyncio.Handle | None = None
+        self._timer_at = 0.0
+        self._stepping = False
+        host.add(config.name, self)
+
+    @property
+    def name(self) -> str:
+        return self.config.name
+
+    @property
+    def epoch(self) -> int:
+        return self._epoch
+
+    @property
+    def draining(self) -> bool:
+        return self._leaving.is_set()
+
+    @property
+    def num_pinned(self) -> int:
+        """Blocks that others may be reading."""
+        return self.core.exports.counters.num_pinned
+
+    def drain(self, leave: bool = True) -> None:
+        """Take nothing new; frontends are told at once, and move what is here elsewhere."""
+        if leave:
+            self._leaving.set()
+        else:
+            self._leaving.clear()
+        self.on_change()
+
+    async def told_to_leave(self) -> None:
+        """Wait until somebody wants this worker to drain."""
+        await self._leaving.wait()
+
+    def describe(self) -> Mapping[str, object]:
+        engine = self.config.engine
+        hasher = BlockHasher(engine.prefix_cache_key, engine.block_size, engine.model)
+        return {
+            "role": self.role,
+            "class": self.config.worker_class,
+            "model": engine.model,
+            "max_model_len": self.config.max_model_len,
+            "block_size": engine.block_size,
+            "fingerprint": hasher.fingerprint,
+            "num_blocks": self.config.num_blocks,
+            "block_bytes": self.config.block_bytes,
+            "max_num_seqs": engine.max_num_seqs,
+            "host": host_id(),
+            "agent": self._host.metadata(self.name),
+            "events": [self._events.address, self._events.replay_address],
+        }
+
+    def load(self) -> Mapping[str, object]:
+        stats = self.core.stats().scheduler
+        return {
+            "role": self.role,
+            "draining": self.draining,
+            "running": stats.num_running,
+            "waiting": stats.num_waiting,
+            "queued_tokens": stats.num_queued_tokens,
+            "used_blocks": stats.num_blocks_used,
+        }
+
+    async def generate(self, order: Order) -> AsyncGenerator[OutputDelta, None]:
+        self._raise_if_draining()
+        name, inbox, finished = order.request.request_id, Inbox(), False
+        self.core.generate(order.request, order.kv_params)
+        self._inboxes[name] = inbox
+        try:
+            while not finished:
+                for delta in await inbox.next():
+                    finished = delta.finish_reason is not None
+                    yield delta
+        finally:
+            del self._inboxes[name]
+            if not finished:
+                self.core.abort(name)
+
+    async def prefill(self, order: Order) -> Mapping[str, object]:
+        if order.cached_only:
+            return _told(self.core.offer(order.request, order.kv_params))
+        self._raise_if_draining()
+        done: asyncio.Future[Exported] = self._loop.create_future()
+
+        def exported(what: Exported) -> None:
+            if not done.done():
+                done.set_result(what)
+
+        self.core.prefill(order.request, order.kv_params, exported)
+        try:
+            return _told(await done)
+        finally:
+            self.core.abort(order.request.request_id)
+
+    def operations(self) -> Mapping[str, Operation]:
+        return {
+            "add_peer": self._add_peer,
+            "set_role": self._set_role,
+            "drain": self._drain,
+            "give_up": self._give_up,
+            "stats": self._stats,
+            "reset_prefix_cache": self._reset_prefix_cache,
+        }
+
+    def hear(self, peer: str, news: News) -> None:
+        self.core.hear(peer, news)
+
+    def lost(self, peer: str) -> None:
+        self.core.lost(peer)
+
+    async def close(self) -> None:
+        """End what is under way, and give everything back."""
+        self._host.remove(self.name)
+        self.core.on_wake = lambda: None
+        self.core.close()
+        if self._timer is not None:
+            self._timer.cancel()
+        dead = EngineDead("engine", "closed", "start another one")
+        for inbox in self._inboxes.values():
+            inbox.fail(dead)
+        await asyncio.to_thread(self._events.close)
+
+    # Time
+
+    def _arm(self) -> None:
+        """Let the next step be made when it is due."""
+        due = None if self._stepping else self.core.next_step_at()
+        if due is None or (self._timer is not None and self._timer_at <= due):
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_at = due
+        self._timer = self._loop.call_later(max(0.0, due - self._clock()), self._turn)
+
+    def _turn(self) -> None:
+        """Make the steps that are due, but leave some of the loop's time to others."""
+        self._timer, self._stepping = None, True
+        for _ in range(_MOST_MOVES):
+            now, due = self._clock(), self.core.next_step_at()
+            if due is None or due > now:
+                break
+            self.late_seconds += now - due
+            for delta in self.core.step(due if now - due < _LATE_S else now):
+                inbox = self._inboxes.get(delta.request_id)
+                if inbox is not None:
+                    inbox.put(delta)
+        self._stepping = False
+        self._arm()
+
+    # What else can be asked
+
+    def _raise_if_draining(self) -> None:
+        if self.draining:
+            raise RequestError("worker", self.name, "takes no more requests: it is draining")
+
+    async def _add_peer(self, payload: object) -> object:
+        if not isinstance(payload, bytes):
+            raise RequestError("metadata", payload, "must be bytes of a worker's metadata")
+        try:
+            return self._host.add_peer(payload)
+        except KvTransferError as error:
+            raise RequestError("metadata", f"{len(payload)} bytes", str(error)) from error
+
+    async def _set_role(self, payload: object) -> object:
+        if payload not in ROLES:
+            raise RequestError("role", payload, f"must be one of {', '.join(ROLES)}")
+        before, self.role = self.role, payload  # type: ignore[assignment]
+        self.on_change()
+        return before
+
+    async def _drain(self, payload: object) -> object:
+        """False takes it back, as long as this worker has not ended."""
+        self.drain(payload is not False)
+        return self.core.stats().scheduler.num_running
+
+    async def _give_up(self, payload: object) -> object:
+        """Nothing more will come of a hand-off: who waits for it goes on without."""
+        if not isinstance(payload, str):
+            raise RequestError("hand-off", payload, "must be an id")
+        self.core.give_up(payload)
+        return None
+
+    async def _stats(self, payload: object) -> object:
+        stats, moved = self.core.stats(), self.core.connector.counters
+        return {
+            "at": time.time(),
+            **self.load(),
+            "steps": stats.num_steps,
+            "tokens": stats.num_tokens,
+            "busy_seconds": stats.busy_seconds,
+            "prefix_queries": stats.scheduler.prefix_queries,
+            "prefix_hits": stats.scheduler.prefix_hits,
+            "preemptions": stats.scheduler.num_preemptions,
+            "pulled_tokens": self.core.imports.counters.pulled_tokens,
+            "shortfalls": dict(self.core.imports.counters.shortfalls),
+            "pinned_blocks": self.num_pinned,
+            "leases": moved.leases,
+            "moved_bytes": {"mock": moved.nbytes},
+        }
+
+    async def _reset_prefix_cache(self, payload: object) -> object:
+        self.core.reset_prefix_cache()
+        return None
+
+
+def _told(exported: Exported) -> Mapping[str, object]:
+    return {"num_tokens": exported.num_tokens}
