@@ -24,19 +24,20 @@ class SimplePolicy(Policy):
         decoders: Sequence[Candidate],
         terms: Terms,
     ) -> list[Option]:
-        self.begin(request, [one.target for one in (*prefillers, *decoders)])
+        self.begin(request, "prefill", [one.target for one in prefillers])
         best = min(
             (self._priced(request, one, terms) for one in prefillers),
             default=None,
             key=lambda option: (option.cost, option.decode),
         )
+        self.begin(request, "decode", [one.target for one in decoders])
         found = [self._priced(request, one, terms) for one in decoders]
         if best is not None:
             found = [_behind(best, option) for option in found]
         return sorted(found, key=lambda option: (option.cost, option.decode))
 
-    def begin(self, request: Request, targets: Sequence[str]) -> None:
-        """A request comes; these are the targets that can take it."""
+    def begin(self, request: Request, half: str, targets: Sequence[str]) -> None:
+        """A request comes; these are the targets that can take this half of it."""
 
     def _priced(self, request: Request, candidate: Candidate, terms: Terms) -> Option:
         price = self.price(request, candidate, terms)
@@ -53,15 +54,16 @@ class RoundRobinPolicy(SimplePolicy):
     term = "turn"
 
     def __init__(self) -> None:
-        self._last = ""
+        self._last: dict[str, str] = {}  # by half
         self._turns: dict[str, int] = {}
 
-    def begin(self, request: Request, targets: Sequence[str]) -> None:
-        after = sorted(name for name in targets if name > self._last)
-        before = sorted(name for name in targets if name <= self._last)
+    def begin(self, request: Request, half: str, targets: Sequence[str]) -> None:
+        last = self._last.get(half, "")
+        after = sorted(name for name in targets if name > last)
+        before = sorted(name for name in targets if name <= last)
         order = [*after, *before]
         self._turns = {name: turn for turn, name in enumerate(order)}
-        self._last = order[0] if order else ""
+        self._last[half] = order[0] if order else ""
 
     def price(self, request: Request, candidate: Candidate, terms: Terms) -> float:
         return float(self._turns[candidate.target])
@@ -89,7 +91,7 @@ class PowerOfTwoPolicy(SimplePolicy):
     def __init__(self) -> None:
         self._named: set[str] = set()
 
-    def begin(self, request: Request, targets: Sequence[str]) -> None:
+    def begin(self, request: Request, half: str, targets: Sequence[str]) -> None:
         by_chance = sorted(targets, key=lambda name: chance(request.request_id, name))
         self._named = set(by_chance[:2])
 

@@ -85,6 +85,25 @@ def test_round_robin_takes_all_in_turn_also_when_some_come_and_go():
     assert turn(fleet) == "a"
 
 
+def test_round_robin_takes_each_half_of_a_disaggregated_fleet_in_its_own_turn():
+    policy = make_policy(PolicyConfig(name="round_robin"))
+    prefillers, decoders = [one(f"p{n}") for n in range(3)], [one(f"d{n}") for n in range(4)]
+
+    best = [policy.options(request(n), prefillers, decoders, terms())[0] for n in range(12)]
+
+    assert [option.prefill for option in best] == ["p0", "p1", "p2"] * 4
+    assert [option.decode for option in best] == ["d0", "d1", "d2", "d3"] * 3
+
+
+def test_power_of_two_names_two_of_each_half():
+    policy = make_policy(PolicyConfig(name="power_of_two"))
+    prefillers, decoders = [one(f"p{n}") for n in range(3)], [one(f"d{n}") for n in range(4)]
+
+    for number in range(50):
+        options = policy.options(request(number), prefillers, decoders, terms())
+        assert sum(option.cost < float("inf") for option in options) == 2
+
+
 def test_random_spreads_requests_and_is_the_same_for_one_request():
     fleet = [one(name) for name in "abcd"]
     requests = [request(number) for number in range(4_000)]
