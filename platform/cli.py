@@ -7,11 +7,19 @@ import signal
 import sys
 
 from stafette.kvtransfer.errors import KvTransferError
-from stafette.platform.commands import generate, kv_size, serve
+from stafette.platform.commands import chat, config, generate, kv_size, router, serve, status
 from stafette.platform.extras import extra_with
 from stafette.workers.errors import EngineError
 
-COMMANDS = {"generate": generate, "kv-size": kv_size, "serve": serve}
+COMMANDS = {
+    "chat": chat,
+    "config": config,
+    "generate": generate,
+    "kv-size": kv_size,
+    "router": router,
+    "serve": serve,
+    "status": status,
+}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -253,10 +253,12 @@ class _Stream:
         self._news.set()
 
     async def next(self) -> list[OutputDelta]:
+        """Return what has come; an error, which stays, is raised behind what came before it."""
         await self._news.wait()
-        self._news.clear()
         if not self._deltas and self._error is not None:
             raise self._error
+        if self._error is None:
+            self._news.clear()
         deltas, self._deltas = self._deltas, []
         return deltas
 

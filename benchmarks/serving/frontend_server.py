@@ -55,6 +55,12 @@ class StepEngine:
     def placement(self, request_id: str) -> Mapping[str, Any] | None:
         return None
 
+    def workers(self) -> list[dict[str, Any]]:
+        return []
+
+    def decisions(self, query: str) -> Mapping[str, Any]:
+        return {"decisions": [], "counters": {}}
+
     def status(self) -> Status:
         return Status(num_running=len(self._streams))
 

@@ -29,6 +29,7 @@ class Exchange:
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.method: str = scope["method"]
         self.path: str = _own_path(scope)
+        self.query: str = scope.get("query_string", b"").decode("latin-1")
         self.request_id = ""
         self.route = ""  # the path as the API has it; "": none
         self.answer_id = ""  # what the client sees as the answer's id

@@ -47,3 +47,11 @@ class Generator(Protocol):
     def status(self) -> Status:
         """Return how things are, at once."""
         ...
+
+    def workers(self) -> list[dict[str, Any]]:
+        """Return what there is to know of each worker, as plain values; empty: there are none."""
+        ...
+
+    def decisions(self, query: str) -> Mapping[str, Any]:
+        """Return why recent requests went where they went; `query` as in a URL chooses which."""
+        ...

@@ -20,6 +20,12 @@ class LocalGenerator:
     def placement(self, request_id: str) -> Mapping[str, Any] | None:
         return None
 
+    def workers(self) -> list[dict[str, Any]]:
+        return []
+
+    def decisions(self, query: str) -> Mapping[str, Any]:
+        return {"decisions": [], "counters": {}}
+
     def status(self) -> Status:
         scheduler = self._engine.stats().scheduler
         return Status(

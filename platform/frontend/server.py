@@ -19,13 +19,18 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _POLL_S = 0.01
 
 
-def listen(config: FrontendConfig) -> socket.socket:
-    """Return a socket that listens; InvalidSetting when the address cannot be had."""
+def listen(config: FrontendConfig, shared: bool = False) -> socket.socket:
+    """Return a socket that listens; InvalidSetting when the address cannot be had.
+
+    `shared`: with other processes of this host that say so too; each gets a part of what comes.
+    """
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     # The protocol is named, or asyncio would not turn Nagle's algorithm off on its connections.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         listener.bind((config.host, config.port))
         listener.listen(_BACKLOG)
     except OSError as error:

@@ -1,6 +1,7 @@
 """Doubles that keep the rules of the real things."""
 
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import settings
 from stafette.kvtransfer.errors import PeerLost
 from stafette.kvtransfer.transport import Capabilities, Link, ReadJob, Transport
 
-PATIENCE_S = 20.0
+PATIENCE_S = 30.0
 
 # Random tests are judged by what they find, not by how long a busy machine takes for an example.
 settings.register_profile("no deadline", deadline=None)
@@ -103,3 +104,16 @@ class HandLink(Link):
 @pytest.fixture(scope="session")
 def hand_transport() -> type[HandTransport]:
     return HandTransport
+
+
+@pytest.fixture(scope="session")
+def eventually():
+    """Wait for what nothing announces."""
+
+    def wait(condition) -> None:
+        deadline = time.monotonic() + PATIENCE_S
+        while not condition():
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+
+    return wait

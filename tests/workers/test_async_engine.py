@@ -111,8 +111,10 @@ async def test_a_step_that_fails_ends_every_stream_and_refuses_new_ones(engine, 
 
 
 async def test_what_waits_when_the_engine_closes_is_told(engine):
-    reader = asyncio.create_task(answer(engine, request(engine, "long", max_tokens=400)))
-    await asyncio.sleep(0.1)
+    endless = request(engine, "long", max_tokens=480, ignore_eos=True)
+    reader = asyncio.create_task(answer(engine, endless))
+    while not await engine.call(lambda core: core.has_work):
+        await asyncio.sleep(0)
     closing = asyncio.create_task(engine.close())
     await asyncio.sleep(0)
     calls = [asyncio.create_task(engine.call(lambda core: core.has_work)) for _ in range(3)]

@@ -169,6 +169,17 @@ class Models(Fields):
     data: list[Model]
 
 
+class Workers(Fields):
+    object: Literal["list"]
+    data: list[dict[str, Any]]
+    requests: dict[str, int]
+
+
+class Decisions(Fields):
+    decisions: list[dict[str, Any]]
+    counters: dict[str, Any]
+
+
 class Health(Fields):
     status: Literal["ok"]
 

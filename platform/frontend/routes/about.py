@@ -4,8 +4,9 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from stafette.platform.frontend.asgi import Exchange
-from stafette.platform.frontend.errors import NotFound, Unavailable, shown
+from stafette.platform.frontend.errors import NotFound, Unavailable, shown, wrong
 from stafette.platform.frontend.routes.services import Services
+from stafette.router.errors import InvalidValue
 
 _MODELS = "/v1/models/"
 
@@ -51,6 +52,25 @@ async def ready(services: Services, exchange: Exchange) -> None:
 async def metrics(services: Services, exchange: Exchange) -> None:
     text, content_type = services.exposition.render(exchange.header("accept") or "")
     await exchange.respond(200, text, ((b"content-type", content_type.encode()),))
+
+
+async def workers(services: Services, exchange: Exchange) -> None:
+    status = services.generator.status()
+    requests = {
+        "in_flight": services.gate.in_flight,
+        "running": status.num_running,
+        "waiting": status.num_waiting,
+    }
+    data = services.generator.workers()
+    await exchange.respond_json({"object": "list", "data": data, "requests": requests})
+
+
+async def explain(services: Services, exchange: Exchange) -> None:
+    try:
+        decisions = services.generator.decisions(exchange.query)
+    except InvalidValue as error:
+        raise wrong(error.field, error.value, error.remedy) from None
+    await exchange.respond_json(decisions)
 
 
 async def tell_version(services: Services, exchange: Exchange) -> None:

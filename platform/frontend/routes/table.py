@@ -93,6 +93,21 @@ ROUTES = (
     ),
     Route(
         method="GET",
+        path="/v1/workers",
+        handler=about.workers,
+        summary="The workers that this frontend is connected to, and how busy they are.",
+        answer=answers.Workers,
+    ),
+    Route(
+        method="GET",
+        path="/v1/router/explain",
+        handler=about.explain,
+        summary="Why recent requests went to the workers they went to.",
+        answer=answers.Decisions,
+        errors=(400,),
+    ),
+    Route(
+        method="GET",
         path="/health",
         handler=about.live,
         summary="Whether the engine is alive.",

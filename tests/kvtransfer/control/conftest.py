@@ -182,19 +182,6 @@ def nothing_leaks():
         time.sleep(0.005)
 
 
-@pytest.fixture(scope="session")
-def eventually():
-    """Wait for what no call announces."""
-
-    def wait(condition) -> None:
-        deadline = time.monotonic() + DEADLINE_S
-        while not condition():
-            assert time.monotonic() < deadline
-            time.sleep(0.002)
-
-    return wait
-
-
 @pytest.fixture
 def start_owner():
     owners = []

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -154,16 +153,3 @@ def subscribe():
         subscriber.close()
         assert not subscriber._thread.is_alive()
         assert not subscriber._delivery.thread.is_alive()
-
-
-@pytest.fixture(scope="session")
-def eventually():
-    """Wait for what no call announces."""
-
-    def wait(condition) -> None:
-        deadline = time.monotonic() + DEADLINE_S
-        while not condition():
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
-
-    return wait

@@ -10,6 +10,7 @@ from stafette.platform.frontend.app import Frontend
 from stafette.platform.frontend.config import FrontendConfig
 from stafette.platform.frontend.generator import Status
 from stafette.platform.frontend.served import Served
+from stafette.router.errors import InvalidValue
 from stafette.workers.batch import TokenLogprobs
 from stafette.workers.request import OutputDelta
 from stafette.workers.weights.opening import open_tokenizer
@@ -71,6 +72,14 @@ class FakeGenerator:
 
     def placement(self, request_id):
         return self.placed
+
+    def workers(self):
+        return [{"name": "w0", "role": "both", "running": 1}]
+
+    def decisions(self, query):
+        if query:
+            raise InvalidValue("last", query, "must be a whole number in 1..1000")
+        return {"decisions": [{"request_id": "a"}], "counters": {"placed": 1}}
 
     def status(self):
         return self.state

@@ -349,14 +349,3 @@ def make_reader():
     yield make
     for agent in agents:
         agent.close()
-
-
-@pytest.fixture(scope="session")
-def eventually():
-    def wait(condition) -> None:
-        deadline = time.monotonic() + DEADLINE_S
-        while not condition():
-            assert time.monotonic() < deadline
-            time.sleep(0.002)
-
-    return wait

@@ -27,6 +27,7 @@ from stafette.kvtransfer.transports.tcp_config import TcpConfig
 TOKEN = b"the token of this cluster"
 DEADLINE_S = 20.0  # of what takes milliseconds on a quiet machine
 BLOCK = 4096
+RECEIVED = 256 << 10  # that a proxy's socket takes before it is read
 
 
 class Job(ReadJob):
@@ -206,7 +207,7 @@ class Proxy:
         while True:
             try:
                 reader, _ = self._listener.accept()
-                owner = socket.create_connection((self._owner.host, self._owner.port))
+                owner = self._connect()
             except OSError:
                 return
             for each in (reader, owner):
@@ -214,6 +215,13 @@ class Proxy:
             self._sockets += [reader, owner]
             self._threads.append(self._run(self._forward, reader, owner))
             self._threads.append(self._run(self._forward_back, owner, reader))
+
+    def _connect(self) -> socket.socket:
+        """What is held waits at the owner: how much a system would take off it must not matter."""
+        owner = socket.socket()
+        owner.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVED)
+        owner.connect((self._owner.host, self._owner.port))
+        return owner
 
     def _forward(self, reader, owner) -> None:
         with suppress(OSError):
@@ -311,16 +319,3 @@ def pairs(ends):
         return Pair(owner, ends("reader", epoch=8, **options), nbytes, port)
 
     return make
-
-
-@pytest.fixture(scope="session")
-def eventually():
-    """Wait for what nothing announces."""
-
-    def wait(condition) -> None:
-        deadline = time.monotonic() + DEADLINE_S
-        while not condition():
-            assert time.monotonic() < deadline
-            time.sleep(0.002)
-
-    return wait

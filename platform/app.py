@@ -1,0 +1,77 @@
+"""The Ray Serve application: `serve run stafette.platform.app:build config=laptop.yaml`.
+
+In a Serve config file, or a RayService, `args` is the tree of settings itself.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ray import serve
+from ray.serve import Application, Deployment
+
+from stafette.platform.config import Config, FrontendPool, PoolConfig, load, load_mapping
+from stafette.platform.serving.frontend_replica import FrontendReplica
+from stafette.platform.serving.worker_replica import WorkerReplica
+
+FRONTEND = "Frontend"
+
+_SPARE_S = 15.0  # after what is under way: for closing, before Ray kills the process
+_MANY = 1_000  # of Serve's own requests: none of ours is one
+
+
+def build(args: Mapping[str, Any]) -> Application:
+    """Return the application of these settings; `config` names a file of them instead."""
+    rest = {name: value for name, value in args.items() if name != "config"}
+    if "config" in args:
+        assignments = [f"{name}={value}" for name, value in rest.items()]
+        return application(load(Path(str(args["config"])), assignments).config)
+    return application(load_mapping(rest, "args").config)
+
+
+def application(config: Config) -> Application:
+    workers = [_worker(config, pool) for pool in config.pools]
+    return _frontend(config.frontend).bind(config, *workers)
+
+
+def deployment_name(pool: str) -> str:
+    """Return `PrefillWorker` for `prefill`; the workers that do both are just `Worker`."""
+    if pool == "aggregated":
+        return "Worker"
+    return "".join(part.capitalize() for part in pool.split("_")) + "Worker"
+
+
+def _worker(config: Config, pool: str) -> Application:
+    own = config.pools[pool]
+    actor = _actor(own)
+    if own.env:
+        actor["runtime_env"] = {"env_vars": dict(own.env)}
+    return _deployment(WorkerReplica, deployment_name(pool), own, actor).bind(config, pool)
+
+
+def _frontend(own: FrontendPool) -> Deployment:
+    kind = FrontendReplica if own.ingress == "own" else serve.ingress()(FrontendReplica)
+    return _deployment(kind, FRONTEND, own, _actor(own))
+
+
+def _deployment(
+    kind: type, name: str, own: PoolConfig | FrontendPool, actor: dict[str, Any]
+) -> Deployment:
+    return serve.deployment(
+        name=name,
+        num_replicas=own.replicas,
+        ray_actor_options=actor,
+        max_ongoing_requests=_MANY,
+        health_check_period_s=1.0,
+        health_check_timeout_s=15.0,
+        graceful_shutdown_wait_loop_s=0.1,
+        graceful_shutdown_timeout_s=own.drain_timeout_s + _SPARE_S,
+    )(kind)
+
+
+def _actor(own: PoolConfig | FrontendPool) -> dict[str, Any]:
+    return {
+        "num_cpus": own.num_cpus,
+        "num_gpus": own.num_gpus,
+        "resources": dict(own.resources),
+    }

@@ -1,0 +1,58 @@
+"""Show the workers of a running fleet: roles, load, use of the KV cache."""
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from stafette.platform.commands.talking import DEFAULT_URL, Asker
+
+_COLUMNS = ("worker", "role", "state", "running", "waiting", "queued tokens", "KV used", "heard")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--url", default=DEFAULT_URL, help="of a frontend (default: %(default)s)")
+    parser.add_argument("--key", help="API key (default: STAFETTE_API_KEY)")
+    parser.add_argument("--json", action="store_true", help="as the server tells it")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    told = Asker(arguments.url, arguments.key).get("/v1/workers")
+    if arguments.json:
+        json.dump(told, sys.stdout, indent=2)
+        print()
+        return 0
+    workers = told["data"]
+    rows = [_COLUMNS, *(_row(worker) for worker in workers)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(_COLUMNS))]
+    for row in rows:
+        print(
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        )
+    print(_summary(workers, told["requests"]))
+    return 0
+
+
+def _row(worker: Mapping[str, Any]) -> tuple[str, ...]:
+    used, blocks = worker.get("used_blocks", 0), worker.get("num_blocks", 0)
+    return (
+        str(worker["name"]),
+        str(worker.get("role", "?")),
+        "draining" if worker.get("draining") else "serving",
+        str(worker.get("running", "?")),
+        str(worker.get("waiting", "?")),
+        str(worker.get("queued_tokens", "?")),
+        f"{used / blocks:.0%} of {blocks}" if blocks else "?",
+        f"{worker['heard_s']:.1f} s ago" if "heard_s" in worker else "not yet",
+    )
+
+
+def _summary(workers: Sequence[Mapping[str, Any]], requests: Mapping[str, Any]) -> str:
+    pools: dict[str, int] = {}
+    for worker in workers:
+        name = str(worker.get("class", "?"))
+        pools[name] = pools.get(name, 0) + 1
+    shown = ", ".join(f"{name} x {count}" for name, count in sorted(pools.items()))
+    words = ", ".join(f"{value} {name.replace('_', ' ')}" for name, value in requests.items())
+    return f"pools: {shown or 'no worker is connected'}\nthis frontend: {words}"

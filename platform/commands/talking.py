@@ -1,0 +1,81 @@
+"""How commands ask a running server: plain HTTP, with errors that say what to do."""
+
+import http.client
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import urlsplit
+
+from stafette.platform.frontend.errors import InvalidSetting
+from stafette.workers.errors import EngineError
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+KEY_VARIABLE = "STAFETTE_API_KEY"
+_TIMEOUT_S = 300.0  # a long prompt may take that long until its first token
+
+
+class AskingFailed(EngineError):
+    """A server that is not there, or says no."""
+
+
+class Asker:
+    """Asks one server, a connection for each question."""
+
+    def __init__(self, url: str, key: str | None) -> None:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise InvalidSetting("--url", url, f"must be like {DEFAULT_URL}")
+        self.url = url.rstrip("/").removesuffix("/v1")
+        self._parts = parts
+        key = key or os.environ.get(KEY_VARIABLE)
+        self._headers = {"authorization": f"Bearer {key}"} if key else {}
+
+    def get(self, path: str) -> Any:
+        with self._answer("GET", path, None) as answer:
+            return json.loads(answer.read())
+
+    def events(self, path: str, body: object) -> Iterator[Any]:
+        """Yield what a stream of server-sent events brings, until its [DONE]."""
+        with self._answer("POST", path, body) as answer:
+            for line in answer:
+                data = line.decode().strip().removeprefix("data:").strip()
+                if data == "[DONE]":
+                    return
+                if data:
+                    yield _checked(json.loads(data))
+
+    @contextmanager
+    def _answer(self, method: str, path: str, body: object) -> Iterator[http.client.HTTPResponse]:
+        secure = self._parts.scheme == "https"
+        kind = http.client.HTTPSConnection if secure else http.client.HTTPConnection
+        connection = kind(self._parts.hostname or "", self._parts.port, timeout=_TIMEOUT_S)
+        try:
+            data = None if body is None else json.dumps(body)
+            headers = self._headers | {"content-type": "application/json"}
+            connection.request(method, self._parts.path.removesuffix("/v1") + path, data, headers)
+            answer = connection.getresponse()
+            if answer.status != 200:
+                raise AskingFailed("url", self.url, _refusal(answer))
+            yield answer
+        except (OSError, http.client.HTTPException) as error:
+            remedy = f"does not answer ({error or type(error).__name__}): start it, or give --url"
+            raise AskingFailed("url", self.url, remedy) from None
+        finally:
+            connection.close()
+
+
+def _refusal(answer: http.client.HTTPResponse) -> str:
+    try:
+        message = json.loads(answer.read())["error"]["message"]
+    except (ValueError, KeyError, TypeError):
+        message = answer.reason
+    hint = f" (set {KEY_VARIABLE})" if answer.status == 401 else ""
+    return f"answers {answer.status}: {message}{hint}"
+
+
+def _checked(event: Any) -> Any:
+    if isinstance(event, dict) and "error" in event:
+        raise AskingFailed("answer", "broken off", str(event["error"].get("message")))
+    return event

@@ -1,0 +1,76 @@
+"""Makes the parts of a fleet from the one tree of settings: workers, and frontends."""
+
+from dataclasses import dataclass, replace
+from hashlib import blake2b
+
+from stafette.kvtransfer.event_stream.link import SubscriberConfig
+from stafette.kvtransfer.event_stream.publisher import PublisherConfig
+from stafette.kvtransfer.event_stream.subscriber import EventSubscriber
+from stafette.platform.config import Config
+from stafette.platform.serving.dispatcher import Dispatcher
+from stafette.platform.serving.fleet import FleetConfig, WorkerFleet
+from stafette.router.hashing import Hashers, PromptHasher
+from stafette.router.router import KvRouter
+from stafette.workers.config import EngineConfig
+from stafette.workers.service.config import ServiceConfig
+from stafette.workers.service.engine_worker import WorkerConfig
+from stafette.workers.weights.opening import open_tokenizer
+from stafette.workers.weights.tokenizer import Tokenizer
+
+_KEY_BYTES = 32
+
+
+@dataclass(slots=True)
+class Front:
+    """What a frontend needs to serve from a fleet. Used by one event loop."""
+
+    fleet: WorkerFleet
+    events: EventSubscriber
+    dispatcher: Dispatcher
+    tokenizer: Tokenizer
+
+    async def close(self) -> None:
+        await self.fleet.close()
+        self.events.close()
+
+
+def worker_config(config: Config, pool: str, name: str, host: str) -> WorkerConfig:
+    """Return what one worker of a pool is told; it listens on `host`."""
+    loopback = f"tcp://{host}:*"
+    return WorkerConfig(
+        name=name,
+        role=config.role(pool),
+        engine=_with_key(config.engine_flags(pool), config),
+        agent=config.transfer.make(
+            name=name, token=config.token, host=host, compatibility=config.model
+        ),
+        p2p=config.p2p,
+        events=PublisherConfig(address=loopback, replay_address=loopback, key=config.token),
+        worker_class=config.pools[pool].worker_class or pool,
+    )
+
+
+def service_config(config: Config, host: str = "127.0.0.1") -> ServiceConfig:
+    return config.service.make(token=config.token, host=host)
+
+
+def make_front(config: Config, name: str) -> Front:
+    """Return a frontend's fleet, still empty, and what places requests on it."""
+    block_size = config.engine_flags(next(iter(config.pools))).block_size
+    hashers = Hashers(cache_key(config), block_size)
+    router = KvRouter(hashers, config.router)
+    events = EventSubscriber(router.index, SubscriberConfig(key=config.token))
+    fleet = WorkerFleet(name, FleetConfig(service=service_config(config)), router, events)
+    tokenizer = open_tokenizer(config.model, config.engine.given.get("tokenizer"))  # type: ignore[arg-type]
+    dispatch = config.dispatch.make(model=config.model)
+    dispatcher = Dispatcher(dispatch, fleet, tokenizer, PromptHasher(hashers))
+    return Front(fleet, events, dispatcher, tokenizer)
+
+
+def cache_key(config: Config) -> str:
+    """Return the key of the block hashes: of the token, but not telling it."""
+    return blake2b(config.token, digest_size=_KEY_BYTES, person=b"stafette-blocks").hexdigest()
+
+
+def _with_key(flags: EngineConfig, config: Config) -> EngineConfig:
+    return replace(flags, prefix_cache_key=cache_key(config))

@@ -1,0 +1,106 @@
+"""A frontend as a replica of a Ray Serve deployment: the API on a listener of its own."""
+
+import asyncio
+import logging
+import socket
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+
+from stafette.platform.config import Config, api_keys, api_settings
+from stafette.platform.frontend.app import Frontend
+from stafette.platform.frontend.served import Served
+from stafette.platform.frontend.server import Server, address, listen
+from stafette.platform.serving.assembly import Front, make_front
+from stafette.platform.serving.directory_discovery import DirectoryDiscovery, open_workers_directory
+from stafette.platform.serving.loop_thread import LoopThread
+from stafette.platform.serving.membership import Discovery, Membership
+from stafette.platform.serving.serve_discovery import ServeDiscovery
+from stafette.platform.serving.serve_ingress import Forwarder
+
+_log = logging.getLogger(__name__)
+
+
+class FrontendReplica:
+    """Its loop runs in a thread of its own: nothing that Serve does delays a token."""
+
+    def __init__(self, config: Config, *workers: DeploymentHandle[Any]) -> None:
+        self._config = config
+        self._name = f"frontend-{serve.get_replica_context().replica_id.unique_id}"
+        self._discovery = _discovery(config, [w.deployment_name for w in workers])
+        self._loop = LoopThread("stafette-frontend")
+        try:
+            self._listener = self._listen()
+            self._loop.submit(self._start()).result()
+        except BaseException:
+            self._loop.stop()
+            raise
+
+    def record_replica_metadata(self) -> Mapping[str, object]:
+        return {"name": self._name, "url": self.url()}
+
+    def url(self) -> str:
+        return address(self._config.frontend, self._listener)
+
+    def __serve_build_asgi_app__(self) -> Forwarder:
+        """Return what Serve's proxies talk to, where they are the ingress."""
+        return Forwarder(self._app, self._loop)
+
+    def check_health(self) -> None:
+        if self._serving.done():
+            raise RuntimeError(f"the listener of {self._name} has ended")
+
+    async def __del__(self) -> None:
+        await self._loop.run(self._end())
+        self._loop.stop()
+
+    def _listen(self) -> socket.socket:
+        own = self._config.frontend
+        if own.ingress == "serve":  # whose proxies have the port
+            return listen(replace(api_settings(own), host="127.0.0.1", port=0))
+        return listen(own, shared=True)
+
+    async def _start(self) -> None:
+        """Return when clients can connect; whether workers are there, /ready tells."""
+        self._front: Front = make_front(self._config, self._name)
+        membership = Membership(self._front.fleet)
+        self._discovery.start(membership)
+        self._following = asyncio.create_task(membership.let_go())
+        served = await self._served()
+        settings = api_settings(self._config.frontend)
+        self._app = Frontend(served, self._front.dispatcher, settings, api_keys(settings))
+        self._server = Server(self._app)
+        started = asyncio.Event()
+        self._serving = asyncio.create_task(self._server.run(self._listener, started.set))
+        await started.wait()
+
+    async def _served(self) -> Served:
+        """Say what is served; how long prompts may be is known from the first worker, or set."""
+        config, front = self._config, self._front
+        length = config.engine.given.get("max_model_len")
+        while not isinstance(length, int):
+            front.fleet.changed.clear()
+            lengths = [c.description.get("max_model_len") for c in front.fleet.clients.values()]
+            length = min((n for n in lengths if isinstance(n, int)), default=None)
+            if length is None:
+                await front.fleet.changed.wait()
+        return Served.of(api_settings(config.frontend), config.model, front.tokenizer, length)
+
+    async def _end(self) -> None:
+        self._server.stop()
+        await self._serving
+        self._following.cancel()
+        with suppress(asyncio.CancelledError):
+            await self._following
+        await self._discovery.close()
+        await self._front.close()
+
+
+def _discovery(config: Config, deployments: list[str]) -> Discovery:
+    if config.discovery.backend == "etcd":
+        return DirectoryDiscovery(open_workers_directory(config.discovery))
+    return ServeDiscovery(deployments)

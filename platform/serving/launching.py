@@ -1,0 +1,153 @@
+"""Starts the application on Ray: a cluster where there is none, Serve, and then every deployment.
+
+Says on a terminal how far it is, and in one line what stands in the way.
+"""
+
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import ray
+from ray import serve
+from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview
+
+from stafette.platform.app import FRONTEND, application, deployment_name
+from stafette.platform.config import Config
+from stafette.platform.frontend.errors import InvalidSetting
+from stafette.platform.frontend.server import listen
+from stafette.workers.errors import EngineDead
+
+LOCAL = "local"
+_LOOPBACK = "127.0.0.1"
+_POLL_S = 0.1
+_OBJECT_STORE_BYTES = 100 << 20  # no token and no block passes it
+_READ_TIMEOUT_S = 30.0
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RayChoice:
+    """Where to run. `address` None: RAY_ADDRESS, or this machine's cluster, or a new one."""
+
+    address: str | None = None
+    log_to_driver: bool = False
+
+
+@contextmanager
+def on_ray(config: Config, choice: RayChoice, tell: Tell) -> Iterator[bool]:
+    """Be connected to a cluster; yields whether it is one of our own, which ends with us."""
+    address = choice.address or os.environ.get("RAY_ADDRESS") or _running_cluster()
+    if address in (None, LOCAL):
+        address = LOCAL
+        check_room(config)
+        listen(config.frontend).close()  # a port in use is known before anything is started
+        tell("starting Ray on this machine")
+    else:
+        tell(f"connecting to Ray at {address}")
+    _connect(address, choice)
+    try:
+        yield address == LOCAL
+    finally:
+        ray.shutdown()
+
+
+def check_room(config: Config) -> None:
+    """Refuse what a machine with these cores cannot place, instead of waiting for ever."""
+    wanted = sum(pool.replicas * pool.num_cpus for pool in config.pools.values())
+    wanted += config.frontend.replicas * config.frontend.num_cpus
+    cores = os.cpu_count() or 1
+    if wanted > cores:
+        remedy = f"are more than this machine's {cores}: lower replicas or num_cpus of the pools"
+        raise InvalidSetting("pools: num_cpus in all", wanted, remedy)
+
+
+def deploy(config: Config, tell: Tell) -> str:
+    """Start, or update, the application; return its URL when all of it is ready."""
+    behind_serve = config.frontend.ingress == "serve"
+    if behind_serve:
+        serve.start(http_options={"host": config.frontend.host, "port": config.frontend.port})
+    else:
+        serve.start(proxy_location="Disabled")
+    target = serve.RunTarget(
+        application(config), config.name, route_prefix="/" if behind_serve else None
+    )
+    serve.run_many(
+        [target],
+        wait_for_ingress_deployment_creation=False,
+        wait_for_applications_running=False,
+    )
+    _await_running(config, tell)
+    if behind_serve:
+        return f"http://{config.frontend.host}:{config.frontend.port}"
+    handle = serve.get_deployment_handle(FRONTEND, config.name)
+    return str(handle.url.remote().result(timeout_s=_READ_TIMEOUT_S))
+
+
+def remove(config: Config) -> None:
+    """End the application; what is under way is seen through, as long as the settings say."""
+    serve.delete(config.name)
+
+
+def _connect(address: str, choice: RayChoice) -> None:
+    level = logging.INFO if choice.log_to_driver else logging.ERROR
+    logging.getLogger("ray").setLevel(level)
+    if address != LOCAL:
+        ray.init(address, logging_level=level, log_to_driver=choice.log_to_driver)
+        return
+    os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "1" if choice.log_to_driver else "0")
+    ray.init(
+        LOCAL,
+        _node_ip_address=_LOOPBACK,
+        include_dashboard=False,
+        object_store_memory=_OBJECT_STORE_BYTES,
+        logging_level=level,
+        log_to_driver=choice.log_to_driver,
+    )
+
+
+def _running_cluster() -> str | None:
+    """Return the address of the cluster that `ray start` left running here, if there is one."""
+    from ray._private.services import find_gcs_addresses
+
+    found: set[str] = find_gcs_addresses()  # type: ignore[no-untyped-call]
+    return min(found, default=None)
+
+
+def _await_running(config: Config, tell: Tell) -> None:
+    ready: dict[str, int] = {}
+    began = time.monotonic()
+    while True:
+        status = serve.status().applications.get(config.name)
+        if status is not None:
+            _tell_news(
+                config, status, ready, lambda t: tell(f"{t} ({time.monotonic() - began:.0f} s)")
+            )
+            if status.status == ApplicationStatus.RUNNING:
+                return
+            if status.status in (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY):
+                raise EngineDead("application", config.name, _reason(status))
+        time.sleep(_POLL_S)
+
+
+def _tell_news(
+    config: Config, status: ApplicationStatusOverview, ready: dict[str, int], tell: Tell
+) -> None:
+    wanted = {deployment_name(name): pool.replicas for name, pool in config.pools.items()}
+    wanted[FRONTEND] = config.frontend.replicas
+    for name, deployment in status.deployments.items():
+        running = sum(n for state, n in deployment.replica_states.items() if state == "RUNNING")
+        if running != ready.get(name, 0):
+            ready[name] = running
+            tell(f"{name}: {running} of {wanted.get(name, running)} ready")
+
+
+def _reason(status: ApplicationStatusOverview) -> str:
+    """Return the last line of what Ray says: the error itself, below its traceback."""
+    said = [each.message for each in status.deployments.values() if each.message]
+    lines = "\n".join([*said, status.message]).strip().splitlines()
+    errors = [line.strip() for line in lines if "Error" in line or "InvalidSetting" in line]
+    return errors[-1] if errors else (lines[-1] if lines else "Ray gives no reason")

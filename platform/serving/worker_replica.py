@@ -1,0 +1,82 @@
+"""A worker as a replica of a Ray Serve deployment. No request passes through Ray: Serve places it,
+keeps it alive, and tells frontends its address.
+"""
+
+import logging
+from collections.abc import Mapping
+
+import ray
+from ray import serve
+
+from stafette.kvtransfer.directory.directory import Directory
+from stafette.platform.config import Config
+from stafette.platform.serving.assembly import service_config, worker_config
+from stafette.platform.serving.directory_discovery import open_workers_directory, publish_worker
+from stafette.platform.serving.loop_thread import LoopThread
+from stafette.workers.errors import EngineDead
+from stafette.workers.service.engine_worker import EngineWorker
+from stafette.workers.service.server import WorkerServer
+
+_log = logging.getLogger(__name__)
+
+
+class WorkerReplica:
+    def __init__(self, config: Config, pool: str) -> None:
+        self._config, self._pool = config, pool
+        self._name = f"{pool}-{serve.get_replica_context().replica_id.unique_id}"
+        self._host = node_host(config)
+        self._loop = LoopThread("stafette-worker")
+        try:
+            self._loop.submit(self._start()).result()
+        except BaseException:
+            self._loop.stop()
+            raise
+
+    def record_replica_metadata(self) -> Mapping[str, object]:
+        """Return what frontends need to find this worker; Serve asks once, when it is ready."""
+        return {"name": self._name, "address": self._server.address, "pool": self._pool}
+
+    def check_health(self) -> None:
+        if not self._worker.engine.is_alive:
+            raise EngineDead("engine", "dead", "this replica is to be replaced")
+
+    async def __del__(self) -> None:
+        """Serve awaits this when it stops the replica, for as long as the pool's settings say."""
+        await self._loop.run(self._end())
+        self._loop.stop()
+
+    async def _start(self) -> None:
+        config = worker_config(self._config, self._pool, self._name, self._host)
+        self._worker = await EngineWorker.start(config)
+        self._server = await WorkerServer.start(
+            self._worker, service_config(self._config, self._host)
+        )
+        self._directory = self._publish()
+        _log.info("worker %s serves at %s", self._name, self._server.address)
+
+    def _publish(self) -> Directory | None:
+        if self._config.discovery.backend != "etcd":
+            return None
+        directory = open_workers_directory(self._config.discovery)
+        metadata = self._worker.describe()["agent"]
+        assert isinstance(metadata, bytes)
+        address, epoch = self._server.address, self._worker.epoch
+        publish_worker(directory, self._name, epoch, address, metadata)
+        return directory
+
+    async def _end(self) -> None:
+        """Take nothing new, see through what is under way, and give everything back."""
+        self._worker.drain()
+        if self._directory is not None:
+            self._directory.close()
+        if not await self._server.finish(self._config.pools[self._pool].drain_timeout_s):
+            _log.warning("worker %s stops with requests under way", self._name)
+        await self._server.stop()
+        await self._worker.close()
+
+
+def node_host(config: Config) -> str:
+    """Return the address on which this process can be reached from the other nodes."""
+    if config.cluster.host != "auto":
+        return config.cluster.host
+    return str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
