@@ -2,6 +2,7 @@
 the other. One target doing both is the case of no pair.
 """
 
+from bisect import insort
 from collections.abc import Sequence
 from math import ceil
 
@@ -45,8 +46,7 @@ def _alone(
     for own_ms, one in halves:
         if len(found) >= most and own_ms >= found[-1].cost:
             break  # what it costs others comes on top
-        found.append(option_on(request, one, terms))
-        found.sort(key=_total)
+        insort(found, option_on(request, one, terms), key=_total)
         del found[most:]
     return found
 
@@ -67,8 +67,7 @@ def _pairs(
             if len(found) >= most and prefill_cost + decode_cost >= found[-1].cost:
                 break  # what follows costs more, before anything is transferred
             if prefiller.target != decoder.target:
-                found.append(_pair(request, (prefiller, prompt), decoder, terms))
-                found.sort(key=_total)
+                insort(found, _pair(request, (prefiller, prompt), decoder, terms), key=_total)
                 del found[most:]
     return found
 
