@@ -128,10 +128,18 @@ class KvRouter:
         now = self._clock()
         decision = self._decide(request, now)
         self.decisions.add(decision)
-        self._reserve(decision)
-        if request.session:
-            self.affinity.bind(request.session, decision.chosen.decode, now)
-        return _placement(request, decision.chosen)
+        return self._reserve(decision, now)
+
+    def reserve(self, request_id: str) -> Placement:
+        """Book what `select` returned for a request, as long as that is remembered."""
+        decision = self.decisions.of(request_id)
+        if decision is None:
+            raise UnknownReservation(request_id)
+        if request_id in self.sharing.own:
+            raise InvalidValue("request_id", request_id, "is placed already: free it first")
+        for target in filter(None, (decision.chosen.decode, decision.chosen.prefill)):
+            self.fleet[target]  # UnknownTarget: it has left meanwhile
+        return self._reserve(decision, self._clock())
 
     def first_token(
         self, request_id: str, cached_tokens: int | None = None, ttft_ms: float | None = None
@@ -245,7 +253,7 @@ class KvRouter:
                     return option
         return pick(options, request.request_id, self.config.pick)
 
-    def _reserve(self, decision: Decision) -> None:
+    def _reserve(self, decision: Decision, now: float) -> Placement:
         request, chosen = decision.request, decision.chosen
         uncached = request.prompt_tokens - chosen.cached_tokens
         terms = chosen.terms
@@ -260,6 +268,9 @@ class KvRouter:
         reserved = Reserved(request.request_id, tuple(stays))
         self._book(reserved)
         self._predict(reserved)
+        if request.session:
+            self.affinity.bind(request.session, chosen.decode, now)
+        return _placement(request, chosen)
 
     def _predict(self, reserved: Reserved) -> None:
         """Its targets will hold its blocks soon."""

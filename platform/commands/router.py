@@ -80,7 +80,8 @@ def read_file(path: str) -> Mapping[str, Any]:
     try:
         found = yaml.safe_load(Path(path).read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InvalidValue("--config", path, f"cannot be read: {error}") from None
+        reason = " ".join(str(error).split())  # YAML's are several lines
+        raise InvalidValue("--config", path, f"cannot be read: {reason}") from None
     if not isinstance(found, dict):
         raise InvalidValue("--config", path, "must hold names with their values")
     return found

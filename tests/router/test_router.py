@@ -409,3 +409,29 @@ def test_bad_configuration_names_its_field():
         RouterConfig(expected_output_tokens=0)
     with pytest.raises(InvalidValue, match="explain.decisions = 0"):
         ExplainConfig(decisions=0)
+
+
+def test_what_was_selected_can_be_booked_afterwards():
+    router = make_router("a", "b", affinity=AffinityConfig(mode="hard"))
+    store(router, "b", 12)
+
+    selected = router.select(request(session="chat"))
+    assert router.fleet["b"].load.view(0.0).waiting == 0
+    reserved = router.reserve("r")
+
+    assert reserved == selected
+    assert router.fleet["b"].load.view(0.0).waiting == 1
+    assert router.affinity.target_of("chat", 0.0) == "b"
+    with pytest.raises(InvalidValue, match="is placed already"):
+        router.reserve("r")
+
+
+def test_what_nobody_selected_or_whose_target_has_left_cannot_be_booked():
+    router = make_router("a")
+    router.select(request())
+    router.unregister("a")
+
+    with pytest.raises(UnknownTarget, match="a is not registered"):
+        router.reserve("r")
+    with pytest.raises(UnknownReservation):
+        router.reserve("another")

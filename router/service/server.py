@@ -1,0 +1,103 @@
+"""Runs the service on a socket, with uvicorn; ends gently on a signal."""
+
+import asyncio
+import contextlib
+import math
+import signal
+import socket
+import ssl
+from collections.abc import Callable, Iterator
+
+import uvicorn
+
+from stafette.router.errors import InvalidValue
+from stafette.router.service.app import RouterApp
+from stafette.router.service.config import ServiceConfig
+
+_BACKLOG = 2_048
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_POLL_S = 0.01
+
+
+def listen(config: ServiceConfig) -> socket.socket:
+    """Return a socket that listens; InvalidValue when the address cannot be had."""
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    # The protocol is named, or asyncio would not turn Nagle's algorithm off on its connections.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((config.host, config.port))
+        listener.listen(_BACKLOG)
+    except OSError as error:
+        listener.close()
+        where = f"{config.host}:{config.port}"
+        remedy = f"cannot listen there: {error.strerror}; choose another host or port"
+        raise InvalidValue("port", where, remedy) from None
+    return listener
+
+
+def url_of(config: ServiceConfig, listener: socket.socket) -> str:
+    scheme = "https" if config.tls_certfile else "http"
+    host, port = listener.getsockname()[:2]
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+class Server:
+    """Ends gently: nothing new is taken, and what is in flight has `drain_timeout_s`."""
+
+    def __init__(self, app: RouterApp) -> None:
+        self._app = app
+        config = app.service.config.service
+        self._inner = _Uvicorn(
+            uvicorn.Config(
+                app,
+                http="httptools",
+                ws="none",
+                lifespan="on",
+                access_log=False,
+                log_config=None,
+                server_header=False,
+                date_header=False,
+                timeout_keep_alive=math.ceil(config.keep_alive_s),
+                timeout_graceful_shutdown=math.ceil(config.drain_timeout_s),
+                ssl_certfile=config.tls_certfile,
+                ssl_keyfile=config.tls_keyfile,
+            )
+        )
+        try:
+            self._inner.config.load()
+        except (OSError, ssl.SSLError) as error:
+            raise InvalidValue("tls_certfile", config.tls_certfile, f"{error}") from None
+
+    async def run(self, listener: socket.socket, started: Callable[[], None]) -> None:
+        """Serve until `stop`."""
+        serving = asyncio.create_task(self._inner.serve([listener]))
+        while not self._inner.started and not serving.done():
+            await asyncio.sleep(_POLL_S)
+        if self._inner.started:
+            started()
+        await serving
+
+    def stop(self) -> None:
+        """End; a second time: at once."""
+        self._app.drain()
+        self._inner.force_exit = self._inner.should_exit
+        self._inner.should_exit = True
+
+    @contextlib.contextmanager
+    def stopped_by_signals(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        for number in _SIGNALS:
+            loop.add_signal_handler(number, self.stop)
+        try:
+            yield
+        finally:
+            for number in _SIGNALS:
+                loop.remove_signal_handler(number)
+
+
+class _Uvicorn(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave signals alone: uvicorn would raise them again, and end us before our clean-up."""
+        yield
