@@ -251,6 +251,10 @@ class Agent:
         limit_s = self.config.call_timeout_s if timeout_s is None else timeout_s
         self._peers.get(peer).control.connect(limit_s)
 
+    def ping(self, peer: str, timeout_s: float) -> None:
+        """Ask a peer something that it answers at once; an error tells why it did not."""
+        self._peers.get(peer).control.call(service.RENEW, [], timeout_s)
+
     def on_lost(self, call: Callable[[str, bool], None]) -> None:
         """Hear of each peer whose connection breaks, or whose life is over: its name, and which.
 

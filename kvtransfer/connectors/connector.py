@@ -137,6 +137,13 @@ class KvConnector(ABC):
         Where ranks have connectors of their own, theirs are told too.
         """
 
+    def relieve(self) -> bool:
+        """Blocks are wanted back: let some go that nobody may want; False when there are none.
+
+        Comes again and again, while nothing can run for lack of them, or while this worker ends.
+        """
+        return False
+
     def reset_cache(self) -> None:  # noqa: B027  may keep nothing
         """Forget every block that is kept: the model's weights are others now."""
 

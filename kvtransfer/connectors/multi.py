@@ -140,6 +140,9 @@ class MultiConnector(KvConnector):
             params.update(found.params)
         return Finish(keep, params)
 
+    def relieve(self) -> bool:
+        return any([self._ask(member, False, member.relieve) for member in self.members])
+
     def reset_cache(self) -> None:
         for member in self.members:
             self._ask(member, None, member.reset_cache)

@@ -69,6 +69,13 @@ class P2pConnector(KvConnector):
             self._receiver.forget(take.id)
         return Finish() if give is None else self._sender.finish(give, reason)
 
+    def give_up(self, hand_off: str) -> None:
+        """Nothing more will come of a hand-off; what has come stays usable. May come early."""
+        self._receiver.forget(hand_off)
+
+    def relieve(self) -> bool:
+        return self._sender.relieve()
+
     def register(self, shares: Sequence[KvShare]) -> None:
         super().register(shares)
         local = []

@@ -47,6 +47,9 @@ class EarlyNews:
         for news in self.take(handoff):
             self._drop(news)
 
+    def is_over(self, handoff: str) -> bool:
+        return handoff in self._over
+
     def expire(self, now: float) -> float | None:
         """Drop what was kept long enough; return when to come again."""
         while self._kept and self._kept[0][0] <= now:

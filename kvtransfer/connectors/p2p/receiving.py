@@ -41,7 +41,8 @@ class _Incoming:
     take: Take
     load: Load
     overdue_at: float  # the end of the whole
-    progress_at: float  # the last sign of life
+    progress_at: float  # the last block, or news of one
+    heard_at: float  # the last sign of life
     num_arrived: int = 0  # as of then
     parts: dict[tuple[int, int], dict[int, Piece]] = field(default_factory=dict)  # by rank
     claimed: set[int] = field(default_factory=set)  # places that a fetch writes, or has written
@@ -82,10 +83,10 @@ class Receiver:
     def start(self, order: LoadOrder, take: Take) -> Load:
         """Fetch what there is of a hand-off, and what comes."""
         load, now = Load(order), time.monotonic()
-        incoming = _Incoming(take, load, now + self._config.load_timeout_s, now)
+        incoming = _Incoming(take, load, now + self._config.load_timeout_s, now, now)
         with self._lock:
-            if self._closed or take.id in self._incoming:
-                load.fail(TransferError(f"hand-off {take.id} is under way, or all is closed"))
+            if self._closed or take.id in self._incoming or self._early.is_over(take.id):
+                load.fail(TransferError(f"hand-off {take.id} is under way, or over"))
                 return load
             self._incoming[take.id] = incoming
             early = self._early.take(take.id)
@@ -146,7 +147,7 @@ class Receiver:
 
     def _take_in(self, incoming: _Incoming, peer: str, news: Piece | Ended) -> None:
         load, order = incoming.load, incoming.load.order
-        incoming.progress_at = time.monotonic()
+        incoming.progress_at = incoming.heard_at = time.monotonic()
         if peer not in incoming.take.sources:
             _log.warning("peer %s sends news of hand-off %s, not its own", peer, news.handoff)
         elif isinstance(news, Ended):
@@ -218,14 +219,29 @@ class Receiver:
     def _look_at(self, incoming: _Incoming, now: float) -> float | None:
         load, config = incoming.load, self._config
         if load.num_arrived > incoming.num_arrived:
-            incoming.num_arrived, incoming.progress_at = load.num_arrived, now
+            incoming.num_arrived = load.num_arrived
+            incoming.progress_at = incoming.heard_at = now
         stalled_at = incoming.progress_at + config.stall_timeout_s
         sources = ", ".join(incoming.take.sources)
         if now >= incoming.overdue_at:
             load.fail(TransferTimedOut(sources, "a load", config.load_timeout_s))
         elif now >= stalled_at:
             load.fail(TransferTimedOut(sources, "waiting for blocks", config.stall_timeout_s))
-        return None if load.ended else min(stalled_at, incoming.overdue_at)
+        elif now >= incoming.heard_at + config.silence_s:
+            incoming.heard_at = now + config.answer_timeout_s  # until then it may answer
+            for source in incoming.take.sources:
+                self._submit(self._ask_after, source, incoming)
+        ask_at = incoming.heard_at + config.silence_s
+        return None if load.ended else min(stalled_at, incoming.overdue_at, ask_at)
+
+    def _ask_after(self, peer: str, incoming: _Incoming) -> None:
+        """One that computes, or has others before us, answers; one that hangs does not."""
+        if incoming.load.ended or peer not in self._agent.peers():
+            return
+        try:
+            self._agent.ping(peer, self._config.answer_timeout_s)
+        except KvTransferError as error:
+            incoming.load.fail(error)
 
 
 def _hashes_differ(order: LoadOrder, piece: Piece) -> bool:

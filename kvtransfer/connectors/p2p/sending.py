@@ -2,8 +2,10 @@
 
 import logging
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from stafette.kvtransfer.agent import Agent
 from stafette.kvtransfer.connectors.connector import Finish, Save
@@ -37,6 +39,14 @@ class _Outgoing:
     news: list[bytes] = field(default_factory=list)  # nobody was told
 
 
+@dataclass(slots=True, eq=False)
+class _Granted:
+    """One lease; it may end before its ticket is known here."""
+
+    ticket: bytes = b""
+    ended: bool = False
+
+
 class Sender:
     """Any thread may call it; leases end in others."""
 
@@ -45,6 +55,7 @@ class Sender:
         self._config = config
         self._regions: list[str] = []
         self._outgoing: dict[str, _Outgoing] = {}  # by hand-off
+        self._granted: dict[bytes, float] = {}  # when each lease that lives was, the oldest first
         self._lock = threading.Lock()
 
     def register(self, regions: list[str]) -> None:
@@ -82,6 +93,16 @@ class Sender:
         take = Take(give.id, (self._agent.config.name,), out.end, tuple(out.news))
         return Finish(keep, take.params())
 
+    def relieve(self) -> bool:
+        """Take back the oldest lease, if its reader has had time enough."""
+        with self._lock:
+            ticket, since = next(iter(self._granted.items()), (b"", 0.0))
+        if not ticket or time.monotonic() - since < self._config.grace_s:
+            return False
+        _log.warning("a lease is taken back: its reader had %g s", self._config.grace_s)
+        self._revoke([ticket])
+        return True
+
     def close(self) -> None:
         with self._lock:
             tickets = [ticket for out in self._outgoing.values() for ticket in out.tickets]
@@ -99,22 +120,29 @@ class Sender:
     ) -> list[bytes]:
         """Return the tickets that could be had; the countdown hears of each share in any case."""
 
-        def ended(_: object) -> None:
-            self._lease_ended(out)
-            countdown.done()
-
         tickets: list[bytes] = []
         for region in self._regions:
             with self._lock:
                 out.num_leases += 1
+            lease = _Granted()
+            ended = partial(self._lease_ended, out, lease, countdown)
             try:
                 ttl_s = self._config.lease_ttl_s
-                tickets.append(self._agent.grant(region, piece.blocks, ttl_s, reader, ended))
+                ticket = self._agent.grant(region, piece.blocks, ttl_s, reader, ended)
             except KvTransferError as error:
                 _log.warning("blocks of %s are not passed on: %s", out.give.id, error)
                 out.broken = str(error)
                 ended(error)
+                continue
+            tickets.append(ticket)
+            self._note(lease, ticket)
         return tickets
+
+    def _note(self, lease: _Granted, ticket: bytes) -> None:
+        with self._lock:
+            if not lease.ended:
+                lease.ticket = ticket
+                self._granted[ticket] = time.monotonic()
 
     def _tell(self, out: _Outgoing, piece: Piece, reader: str) -> None:
         news = piece.pack()
@@ -136,11 +164,16 @@ class Sender:
             return False
         return True
 
-    def _lease_ended(self, out: _Outgoing) -> None:
+    def _lease_ended(
+        self, out: _Outgoing, lease: _Granted, countdown: Countdown, _: object
+    ) -> None:
         with self._lock:
+            lease.ended = True
+            self._granted.pop(lease.ticket, None)
             out.num_leases -= 1
             if out.finished and not out.num_leases:
                 self._outgoing.pop(out.give.id, None)
+        countdown.done()
 
     def _revoke(self, tickets: list[bytes]) -> None:
         for ticket in tickets:
