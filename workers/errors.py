@@ -6,7 +6,8 @@ EngineError            every error of this package; names a field, its value and
 ├── RequestError       one request is wrong: answer its sender, go on serving the others
 ├── OutOfMemory        the flags ask for more memory than there is
 ├── EngineDead         the engine stopped; nothing in flight will be answered
-└── WorkerLost         the way to a worker's process broke: go on with another one
+├── WorkerLost         the way to a worker's process broke: go on with another one
+└── Declined           a worker takes no more of that: ask another one
 """
 
 _SHOWN_CHARS = 120
@@ -50,3 +51,7 @@ class EngineDead(EngineError):
 
 class WorkerLost(EngineError):
     """`value` is the worker's name, `remedy` tells what broke."""
+
+
+class Declined(EngineError):
+    """`value` is the worker's name, `remedy` tells why; the request itself may be right."""

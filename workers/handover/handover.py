@@ -64,8 +64,8 @@ class Handover:
         Ask for one token: by then the prompt is computed.
         """
         wanted, reason = await self._prepare(request, params), ""
-        await self.engine.call(lambda engine: self.exports.begin(wanted))
         try:
+            await self.engine.call(lambda engine: self.exports.begin(wanted))
             async with aclosing(self._answer(request, wanted)) as deltas:
                 async for delta in deltas:
                     reason = delta.error or ""

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 
 from stafette.kvtransfer.strict import pack
 from stafette.workers.service import frames
@@ -21,6 +22,11 @@ class Beats:
         self._config = config
         self._outbox = outbox
         self._last_heard = time.monotonic()
+        self._news = asyncio.Event()
+
+    def hurry(self) -> None:
+        """Beat now: there is something to tell."""
+        self._news.set()
 
     def heard(self) -> None:
         """Something has come."""
@@ -30,8 +36,10 @@ class Beats:
         """Beat until cancelled; Silence when the other end has fallen silent."""
         while True:
             before = time.monotonic()
+            self._news.clear()
             self._outbox.put(pack([frames.BEAT, dict(load())]))
-            await asyncio.sleep(self._config.beat_s)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._news.wait(), self._config.beat_s)
             now = time.monotonic()
             if now - before > self._config.silence_s:
                 self._last_heard = now  # we were stopped ourselves: what has come lies unread

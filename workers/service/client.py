@@ -13,7 +13,7 @@ import grpc  # type: ignore[import-untyped]
 
 from stafette.kvtransfer.errors import MalformedMessage
 from stafette.kvtransfer.strict import exact, pack, unpack
-from stafette.workers.errors import EngineError, RequestError, WorkerLost
+from stafette.workers.errors import Declined, EngineError, RequestError, WorkerLost
 from stafette.workers.request import OutputDelta
 from stafette.workers.service import frames
 from stafette.workers.service.auth import Challenge, Greeting
@@ -27,6 +27,10 @@ from stafette.workers.service.server import METHOD, SERVICE, options
 _log = logging.getLogger(__name__)
 
 OnLost = Callable[["WorkerClient", WorkerLost], None]
+
+
+class Cut(EngineError):
+    """Whoever asked for a stream to end has got what came before."""
 
 
 class WorkerClient:
@@ -51,6 +55,7 @@ class WorkerClient:
         self._beats = Beats(config, self._outbox)
         self.load: Mapping[str, object] = {}  # as the worker told it last
         self.load_at = 0.0  # when that was, of time.monotonic
+        self.on_load: Callable[[], None] = lambda: None  # hears of each such word
         self._lost: WorkerLost | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -87,7 +92,10 @@ class WorkerClient:
         return len(self._requests) + len(self._questions)
 
     async def generate(self, order: Order) -> AsyncGenerator[OutputDelta, None]:
-        """Yield what each step adds; leaving early aborts it. The text is left to the caller."""
+        """Yield what each step adds; leaving early aborts it. The text is left to the caller.
+
+        Cut ends it, when `cut` was called.
+        """
         self._raise_if_lost()
         number, inbox = next(self._numbers), Inbox()
         self._requests[number], self._names[number] = inbox, order.request.request_id
@@ -98,13 +106,19 @@ class WorkerClient:
                 for delta in await inbox.next():
                     finished = delta.finish_reason is not None
                     yield delta
-        except RequestError:
+        except (RequestError, Declined):
             finished = True
             raise
         finally:
             del self._requests[number], self._names[number]
             if not finished and self._lost is None:
                 self._outbox.put(pack([frames.ABORT, number]))
+
+    def cut(self, request_id: str) -> None:
+        """End a stream of `generate` behind what has come for it: it goes on elsewhere."""
+        for number, name in self._names.items():
+            if name == request_id:
+                self._requests[number].fail(Cut("request", request_id, "goes on elsewhere"))
 
     async def prefill(self, order: Order, timeout_s: float) -> Mapping[str, object]:
         """Let it compute a prompt for another worker; return what became of it."""
@@ -188,6 +202,7 @@ class WorkerClient:
             match frames.read_message(message, self._config.max_message_bytes):
                 case [frames.BEAT, dict() as load]:
                     self.load, self.load_at = load, time.monotonic()
+                    self.on_load()
                 case [frames.STEP, deltas]:
                     for number, delta in frames.read_deltas(deltas, self._names):
                         self._requests[number].put(delta)
@@ -197,8 +212,10 @@ class WorkerClient:
                     read = Refusal.read(refusal)
                     error = RequestError(read.field, read.value, read.remedy)
                     self._settle(number, None, error)
+                case [frames.DECLINE, int(number), str(reason)]:
+                    self._settle(number, None, Declined("worker", self.name, reason))
                 case _:
-                    raise MalformedMessage("message", "step, answer, refuse or beat")
+                    raise MalformedMessage("message", "step, answer, refuse, decline or beat")
 
     def _settle(self, number: int, value: object, error: EngineError | None) -> None:
         answer, inbox = self._questions.get(number), self._requests.get(number)

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
@@ -18,7 +18,7 @@ from stafette.kvtransfer.event_stream.publisher import EventPublisher, Publisher
 from stafette.workers.async_engine import AsyncEngine
 from stafette.workers.building import build_engine
 from stafette.workers.config import EngineConfig
-from stafette.workers.errors import ConfigError, RequestError
+from stafette.workers.errors import ConfigError, Declined, RequestError
 from stafette.workers.handover.handover import Handover
 from stafette.workers.request import OutputDelta
 from stafette.workers.service.frames import Order
@@ -49,14 +49,20 @@ class EngineWorker(Served):
     """Make it with `await EngineWorker.start(config)`, in the loop that serves it."""
 
     def __init__(
-        self, config: WorkerConfig, handover: Handover, agent: Agent, events: EventPublisher
+        self,
+        config: WorkerConfig,
+        handover: Handover,
+        connector: P2pConnector,
+        events: EventPublisher,
     ) -> None:
         self.config = config
         self.role: Role = config.role
-        self.draining = False
+        self.on_change: Callable[[], None] = lambda: None
+        self._leaving = asyncio.Event()
         self._handover = handover
+        self._connector = connector
         self._engine = handover.engine
-        self._agent = agent
+        self._agent = connector.agent
         self._events = events
 
     @classmethod
@@ -66,10 +72,11 @@ class EngineWorker(Served):
         core = await asyncio.to_thread(build_engine, flags, config.name)
         engine = AsyncEngine(core, asyncio.get_running_loop())
         agent = Agent(config.agent)
-        handover = await Handover.start(engine, P2pConnector(agent, config.p2p))
+        connector = P2pConnector(agent, config.p2p)
+        handover = await Handover.start(engine, connector)
         events = EventPublisher(core.kv_events, config.events)
         core.on_kv_events = events.send
-        return cls(config, handover, agent, events)
+        return cls(config, handover, connector, events)
 
     @property
     def name(self) -> str:
@@ -82,6 +89,31 @@ class EngineWorker(Served):
     @property
     def engine(self) -> AsyncEngine:
         return self._engine
+
+    @property
+    def draining(self) -> bool:
+        return self._leaving.is_set()
+
+    @property
+    def num_pinned(self) -> int:
+        """Blocks that others may be reading."""
+        return self._handover.exports.counters.num_pinned
+
+    def relieve(self) -> None:
+        """Take back a lease whose reader has had time enough."""
+        self._connector.relieve()
+
+    def drain(self, leave: bool = True) -> None:
+        """Take nothing new; frontends are told at once, and move what is here elsewhere."""
+        if leave:
+            self._leaving.set()
+        else:
+            self._leaving.clear()
+        self.on_change()
+
+    async def told_to_leave(self) -> None:
+        """Wait until somebody wants this worker to drain."""
+        await self._leaving.wait()
 
     def describe(self) -> Mapping[str, object]:
         config, core = self.config.engine, self._engine.engine
@@ -113,13 +145,15 @@ class EngineWorker(Served):
         }
 
     async def generate(self, order: Order) -> AsyncGenerator[OutputDelta, None]:
-        self._raise_if_draining()
+        if not order.last_resort:
+            self._raise_if_draining()
         async with aclosing(self._handover.generate(order.request, order.kv_params)) as deltas:
             async for delta in deltas:
                 yield delta
 
     async def prefill(self, order: Order) -> Mapping[str, object]:
-        self._raise_if_draining()
+        if not order.cached_only:
+            self._raise_if_draining()
         serve = self._handover.offer if order.cached_only else self._handover.prefill
         exported = await serve(order.request, order.kv_params)
         return {"num_tokens": exported.num_tokens}
@@ -129,6 +163,7 @@ class EngineWorker(Served):
             "add_peer": self._add_peer,
             "set_role": self._set_role,
             "drain": self._drain,
+            "give_up": self._give_up,
             "stats": self._stats,
             "reset_prefix_cache": self._reset_prefix_cache,
         }
@@ -142,7 +177,7 @@ class EngineWorker(Served):
 
     def _raise_if_draining(self) -> None:
         if self.draining:
-            raise RequestError("worker", self.name, "takes no more requests: it is draining")
+            raise Declined("worker", self.name, "takes nothing new: it is draining")
 
     async def _add_peer(self, payload: object) -> object:
         """Get to know another worker's agent; its first contact is made in the background."""
@@ -158,11 +193,20 @@ class EngineWorker(Served):
         if payload not in _ROLES:
             raise RequestError("role", payload, f"must be one of {', '.join(_ROLES)}")
         before, self.role = self.role, payload  # type: ignore[assignment]
+        self.on_change()
         return before
 
     async def _drain(self, payload: object) -> object:
-        self.draining = bool(payload)
+        """False takes it back, as long as this worker has not ended."""
+        self.drain(payload is not False)
         return self._engine.stats().scheduler.num_running
+
+    async def _give_up(self, payload: object) -> object:
+        """Nothing more will come of a hand-off: who waits for it goes on without."""
+        if not isinstance(payload, str):
+            raise RequestError("hand-off", payload, "must be an id")
+        await asyncio.to_thread(self._connector.give_up, payload)
+        return None
 
     async def _stats(self, payload: object) -> object:
         stats, moved = self._engine.stats(), self._agent.stats()
@@ -177,6 +221,7 @@ class EngineWorker(Served):
             "prefix_hits": stats.scheduler.prefix_hits,
             "preemptions": stats.scheduler.num_preemptions,
             "pulled_tokens": imports.pulled_tokens,
+            "shortfalls": dict(imports.shortfalls),
             "pinned_blocks": exports.num_pinned,
             "leases": moved.leases.living,
             "moved_bytes": {name: each.nbytes for name, each in moved.transfers.items() if name},

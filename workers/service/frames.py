@@ -6,7 +6,8 @@
                          [ASK, number, operation, payload]
     worker -> frontend   [STEP, [[number, token ids, ...], ...]]   all that one step brought
                          [ANSWER, number, value]
-                         [REFUSE, number, [field, value, remedy]]
+                         [REFUSE, number, [field, value, remedy]]   the request is wrong
+                         [DECLINE, number, reason]                  not here: ask another worker
     both                 [BEAT, load]    now and then: it lives; load is {} from a frontend
 
 The number is the frontend's, and means one request or question on that stream.
@@ -25,7 +26,7 @@ from stafette.workers.request import OutputDelta, Request
 from stafette.workers.sampling.params import SamplingParams
 
 GENERATE, PREFILL, ABORT, ASK = "generate", "prefill", "abort", "ask"
-STEP, ANSWER, REFUSE, BEAT = "step", "answer", "refuse", "beat"
+STEP, ANSWER, REFUSE, DECLINE, BEAT = "step", "answer", "refuse", "decline", "beat"
 NUMBER_END = 1 << 63
 
 _MAX_TEXT_BYTES = 64 << 10
@@ -65,6 +66,7 @@ class Order:
     request: Request
     kv_params: Mapping[str, object] = field(default_factory=dict)  # by connector
     cached_only: bool = False  # of a prefill: pass on what is cached, compute nothing
+    last_resort: bool = False  # no other worker can take it: one that drains should, if it can
 
 
 def pack_order(kind: str, number: int, order: Order) -> bytes:
@@ -77,6 +79,7 @@ def pack_order(kind: str, number: int, order: Order) -> bytes:
         "salt": request.cache_salt,
         "kv": dict(order.kv_params) or None,
         "cached_only": order.cached_only or None,
+        "last_resort": order.last_resort or None,
     }
     given = {name: value for name, value in options.items() if value is not None}
     ids = (_words(request.prompt_token_ids), _words(request.output_token_ids))
@@ -97,7 +100,9 @@ def read_order(prompt: object, output: object, params: object, options: object) 
         detokenize=False,
     )
     kv_params = exact(given.get("kv", {}), "kv", dict)
-    return Order(request, kv_params, exact(given.get("cached_only", False), "cached_only", bool))
+    cached_only = exact(given.get("cached_only", False), "cached_only", bool)
+    last_resort = exact(given.get("last_resort", False), "last_resort", bool)
+    return Order(request, kv_params, cached_only, last_resort)
 
 
 def pack_deltas(deltas: Sequence[tuple[int, OutputDelta]]) -> bytes:

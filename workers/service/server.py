@@ -43,6 +43,7 @@ class WorkerServer:
         self._server.add_generic_rpc_handlers((generic,))
         self.refused = 0  # streams that proved nothing, or broke the format
         self.address = ""
+        served.on_change = self._announce
 
     @classmethod
     async def start(cls, served: Served, config: ServiceConfig) -> "WorkerServer":
@@ -78,6 +79,10 @@ class WorkerServer:
         except RuntimeError as error:
             remedy = f"must be a free address of this host ({error})"
             raise ConfigError("service.host, port", wanted, remedy) from None
+
+    def _announce(self) -> None:
+        for session in self._sessions:
+            session.announce()
 
     async def _stream(self, messages: AsyncIterator[bytes], context: Any) -> None:
         try:

@@ -10,7 +10,12 @@ Operation = Callable[[object], Awaitable[object]]  # of a question's payload; va
 
 
 class Served(Protocol):
-    """An engine, alone or with its hand-over. RequestError refuses; EngineDead ends it all."""
+    """An engine, alone or with its hand-over.
+
+    RequestError refuses, Declined sends to another worker, EngineDead ends it all.
+    """
+
+    on_change: Callable[[], None]  # the server's: to be called when `load` has news that matter
 
     @property
     def name(self) -> str: ...

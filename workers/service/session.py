@@ -9,7 +9,7 @@ from typing import Any
 
 from stafette.kvtransfer.errors import MalformedMessage
 from stafette.kvtransfer.strict import pack, text, whole
-from stafette.workers.errors import EngineDead, RequestError
+from stafette.workers.errors import Declined, EngineDead, RequestError
 from stafette.workers.service import frames
 from stafette.workers.service.beats import Beats
 from stafette.workers.service.config import ServiceConfig
@@ -36,6 +36,10 @@ class Session:
     @property
     def num_requests(self) -> int:
         return len(self._tasks)
+
+    def announce(self) -> None:
+        """Let the frontend know at once how things are here."""
+        self._beats.hurry()
 
     async def run(self, messages: AsyncIterator[bytes], write: Write) -> None:
         """Serve until the frontend leaves; MalformedMessage, Overflow, Silence say why we do."""
@@ -84,10 +88,14 @@ class Session:
         try:
             if len(self._tasks) >= self._config.max_requests:
                 limit = self._config.max_requests
-                raise RequestError("requests", len(self._tasks), f"at most {limit} at a time")
+                reason = f"takes at most {limit} requests at a time on one stream"
+                raise Declined("worker", self._served.name, reason)
             order = frames.read_order(*parts)
         except RequestError as error:
             self._refuse(number, error)
+            return
+        except Declined as error:
+            self._decline(number, error)
             return
         serve = self._generate if kind == frames.GENERATE else self._prefill
         self._start(number, partial(serve, number, order))
@@ -102,6 +110,8 @@ class Session:
             await serve()
         except RequestError as error:
             self._refuse(number, error)
+        except Declined as error:
+            self._decline(number, error)
         except EngineDead:  # all that this stream can say now is its end
             self._dead.set()
         except Exception:  # this request's failure is nobody else's
@@ -126,6 +136,9 @@ class Session:
 
     def _refuse(self, number: int, error: RequestError) -> None:
         self._outbox.put(pack([frames.REFUSE, number, Refusal.of(error).pack()]))
+
+    def _decline(self, number: int, error: Declined) -> None:
+        self._outbox.put(pack([frames.DECLINE, number, error.remedy]))
 
     async def _end(self, tasks: set[asyncio.Task[Any]]) -> None:
         for task in tasks:
