@@ -2,24 +2,20 @@
 
 import asyncio
 import logging
-import secrets
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Coroutine
 from contextlib import aclosing, suppress
 from dataclasses import replace
 from typing import Any
 
-from stafette.kvtransfer.connectors.p2p.messages import PARAMS, Give, Take
 from stafette.platform.serving.fleet import WorkerFleet
+from stafette.platform.serving.passing import FAILURES, HandOff, Params, both, for_one_token
 from stafette.router.router import Placement
-from stafette.workers.errors import RequestError, WorkerLost
+from stafette.workers.errors import WorkerLost
 from stafette.workers.request import OutputDelta, Request
 from stafette.workers.service.client import WorkerClient
 from stafette.workers.service.frames import Order
 
 _log = logging.getLogger(__name__)
-_ID_BYTES = 16
-
-Params = dict[str, object]
 
 
 class HandoverFailed(Exception):
@@ -40,43 +36,47 @@ class Attempt:
 
     async def run(self) -> AsyncGenerator[OutputDelta, None]:
         placement = self.placement
-        decode, decode_params = self._client(placement.decode), Params()
+        decode, decode_params = self._fleet.client(placement.decode), Params()
         compute_params = decode_params
         if placement.prefill is not None:
-            hand_off = secrets.token_hex(_ID_BYTES)
-            await self._fleet.introduce(placement.prefill, placement.decode)
-            decode_params = _take(hand_off, placement.prefill)
-            compute_params = _give(hand_off, placement.decode)
-        await self._pull(placement.prefill or placement.decode, compute_params)
-        if placement.prefill is not None:
-            self._help(placement.prefill, compute_params, cached_only=False)
+            hand_off = HandOff(self._fleet, placement.prefill, placement.decode)
+            await hand_off.introduce()
+            decode_params, compute_params = hand_off.take(), hand_off.give()
         try:
+            compute_params |= await self._pull(compute_params)
+            if placement.prefill is not None:
+                self._help(self._prefill(placement.prefill, compute_params))
             async with aclosing(self._answer(decode, decode_params)) as deltas:
                 async for delta in deltas:
                     yield delta
         finally:
             await self._end_helpers()
 
-    async def _pull(self, computing: str, params: Params) -> None:
+    def cut(self) -> None:
+        """Let `run` end with Cut, behind what has come."""
+        with suppress(WorkerLost):  # which it ends with, then
+            self._fleet.client(self.placement.decode).cut(self.request.request_id)
+
+    async def _pull(self, params: Params) -> Params:
         """Let whoever computes the prompt get blocks that a third worker holds."""
-        source = self.placement.source
+        source, placement = self.placement.source, self.placement
         if source is None:
-            return
-        hand_off = secrets.token_hex(_ID_BYTES)
+            return params
+        hand_off = HandOff(self._fleet, source.target, placement.prefill or placement.decode)
         try:
-            await self._fleet.introduce(source.target, computing)
+            await hand_off.introduce()
         except WorkerLost as error:
             _log.info("no blocks are pulled: %s", error)
-            return
-        taken = _take(hand_off, source.target, source.first + source.blocks)
-        params[PARAMS] = _own(params) | _own(taken)
-        self._help(source.target, _give(hand_off, computing), cached_only=True)
+            return params
+        self._help(hand_off.pass_on(self.request, self._prefill_timeout_s))
+        return both(params, hand_off.take(source.first + source.blocks))
 
     async def _answer(
         self, decode: WorkerClient, params: Params
     ) -> AsyncGenerator[OutputDelta, None]:
         """Yield the decode worker's answer, as long as nobody fails whom it waits for."""
-        stream = decode.generate(Order(self.request, params))
+        last_resort = decode.name in self._fleet.draining
+        stream = decode.generate(Order(self.request, params, last_resort=last_resort))
         async with aclosing(stream):
             first = asyncio.ensure_future(anext(stream, None))
             try:
@@ -101,58 +101,19 @@ class Attempt:
                 waiting.discard(helper)
                 helper.result()
 
-    def _help(self, name: str, params: Params, cached_only: bool) -> None:
-        self._helpers.append(asyncio.create_task(self._prefill(name, params, cached_only)))
+    def _help(self, work: Coroutine[Any, Any, None]) -> None:
+        self._helpers.append(asyncio.create_task(work))
 
-    async def _prefill(self, name: str, params: Params, cached_only: bool) -> None:
-        """Have a prompt computed, or what is cached of it passed on, by another worker."""
-        request = replace(
-            self.request,
-            request_id=f"{self.request.request_id}-{'c' if cached_only else 'p'}",
-            params=replace(self.request.params, max_tokens=None, min_tokens=0),
-        )
-        order = Order(_for_one_token(request), params, cached_only)
+    async def _prefill(self, name: str, params: Params) -> None:
+        """Have the prompt computed by another worker."""
+        named = replace(self.request, request_id=f"{self.request.request_id}-p")
+        order = Order(for_one_token(named), params)
         try:
-            await self._client(name).prefill(order, self._prefill_timeout_s)
-        except (WorkerLost, RequestError) as error:
-            if not cached_only:  # without what was cached there, it is computed
-                raise HandoverFailed(str(error)) from error
-            _log.info("%s passes nothing on: %s", name, error)
+            await self._fleet.client(name).prefill(order, self._prefill_timeout_s)
+        except FAILURES as error:
+            raise HandoverFailed(str(error)) from error
 
     async def _end_helpers(self) -> None:
         for helper in self._helpers:
             helper.cancel()
         await asyncio.gather(*self._helpers, return_exceptions=True)
-
-    def _client(self, name: str) -> WorkerClient:
-        client = self._fleet.clients.get(name)
-        if client is None:
-            raise WorkerLost("worker", name, "it is not connected")
-        return client
-
-
-def _for_one_token(request: Request) -> Request:
-    """A prompt is computed when its first token is there."""
-    params = replace(
-        request.params,
-        max_tokens=len(request.output_token_ids) + 1,
-        logprobs=None,
-        prompt_logprobs=None,
-        structured=None,
-        ignore_eos=True,
-    )
-    return replace(request, params=params)
-
-
-def _take(hand_off: str, source: str, num_blocks: int | None = None) -> Params:
-    return Take(hand_off, (source,), num_blocks).params()
-
-
-def _give(hand_off: str, reader: str) -> Params:
-    return Give(hand_off, (reader,)).params()
-
-
-def _own(params: Mapping[str, object]) -> dict[str, object]:
-    own = params.get(PARAMS, {})
-    assert isinstance(own, dict)
-    return own

@@ -1,6 +1,5 @@
-"""Serves requests from a fleet: chooses workers, and goes on elsewhere when one dies."""
+"""Serves requests from a fleet: chooses workers, and goes on elsewhere when one dies or drains."""
 
-import asyncio
 import logging
 import time
 from collections import OrderedDict
@@ -9,19 +8,24 @@ from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
-from stafette.kvtransfer.blocks import Extras
 from stafette.platform.frontend.errors import TooMany, Unavailable
 from stafette.platform.frontend.generator import Hints, Status
 from stafette.platform.serving.answering import AnswerText
 from stafette.platform.serving.attempt import Attempt, HandoverFailed
+from stafette.platform.serving.config import DispatchConfig as DispatchConfig
+from stafette.platform.serving.course import Course, Leg
 from stafette.platform.serving.fleet import WorkerFleet
 from stafette.platform.serving.merging import merge
-from stafette.router import request as placing
-from stafette.router.errors import NoCandidate, Rejected, RouterError, UnknownReservation
+from stafette.platform.serving.mover import Mover
+from stafette.platform.serving.overview import overview
+from stafette.platform.serving.placer import Placer
+from stafette.router.errors import UnknownReservation
 from stafette.router.hashing import PromptHasher
-from stafette.router.router import KvRouter, Placement
-from stafette.workers.errors import WorkerLost
+from stafette.router.router import KvRouter
+from stafette.router.service.explaining import explain
+from stafette.workers.errors import Declined, WorkerLost
 from stafette.workers.request import OutputDelta, Request
+from stafette.workers.service.client import Cut
 from stafette.workers.weights.tokenizer import Tokenizer
 
 _log = logging.getLogger(__name__)
@@ -29,20 +33,12 @@ _log = logging.getLogger(__name__)
 _REMEMBERED = 1_000  # requests whose placement can be asked for
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DispatchConfig:
-    model: str  # by which workers and router name it
-    max_attempts: int = 8  # of one answer, each on workers that were there when it began
-    wait_s: float = 10.0  # for a worker, when none can take a request
-    prefill_timeout_s: float = 120.0
-    retry_after_s: float = 1.0  # what a client is told when all are full
-
-
 @dataclass(slots=True)
 class DispatchCounters:
     requests: int = 0
     attempts: int = 0
     moved: int = 0  # answers that went on elsewhere after their worker was lost
+    drained: int = 0  # and those that did because it was told to stop
     handed_over: int = 0  # prompts that another worker computed
     handover_failures: int = 0
 
@@ -58,8 +54,9 @@ class Dispatcher:
         self._fleet = fleet
         self._router: KvRouter = fleet.router
         self._tokenizer = tokenizer
-        self._hasher = hasher
-        self._placed: OrderedDict[str, str] = OrderedDict()  # request -> its latest attempt
+        self._placer = Placer(config, fleet, hasher)
+        self.mover = Mover(config, fleet, self._placer)
+        self._placed: OrderedDict[str, str] = OrderedDict()  # request -> its latest leg
 
     async def stream(
         self, request: Request, hints: Hints
@@ -72,8 +69,13 @@ class Dispatcher:
                 yield batch
 
     def placement(self, request_id: str) -> Mapping[str, Any] | None:
-        decision = self._router.decisions.of(self._placed.get(request_id, ""))
-        return None if decision is None else decision.to_dict()
+        return self._placer.decision(self._placed.get(request_id, ""))
+
+    def workers(self) -> list[dict[str, Any]]:
+        return overview(self._fleet)
+
+    def decisions(self, query: str) -> Mapping[str, Any]:
+        return explain(self._router, query, time.monotonic())
 
     def status(self) -> Status:
         loads = [client.load for client in self._fleet.clients.values()]
@@ -98,123 +100,81 @@ class Dispatcher:
     ) -> AsyncGenerator[OutputDelta, None]:
         """Yield one of a request's answers, from as many workers as it takes."""
         text = AnswerText(self._tokenizer, request, index)
-        for number in range(self._config.max_attempts):
-            wanted = _one_answer(request, index, number, text.token_ids)
-            placement = await self._place(wanted, request, hints)
-            attempt = Attempt(wanted, placement, self._fleet, self._config.prefill_timeout_s)
+        course = Course(request, index, hints, text)
+        before: Leg | None = None
+        losses: list[Exception] = []
+        while len(losses) < self._config.max_attempts:
+            leg = await self._begin(course, before)
+            before = None
             try:
-                async with aclosing(self._follow(attempt, text)) as deltas:
+                async with aclosing(self._follow(leg)) as deltas:
                     async for delta in deltas:
                         yield replace(delta, request_id=request.request_id, index=index)
                 return
-            except (WorkerLost, HandoverFailed) as error:
-                self._note(error, placement, text)
+            except Cut:
+                self.counters.drained += 1
+                before = leg
+            except (WorkerLost, Declined, HandoverFailed) as error:
+                losses.append(error)
+                self._note(error, leg)
             finally:
-                with suppress(UnknownReservation):
-                    self._router.free(wanted.request_id, len(text.token_ids))
-        raise Unavailable(f"{self._config.max_attempts} workers were lost one after the other")
+                self._end(leg, goes_on=before is leg)
+        if all(isinstance(loss, Declined) for loss in losses):
+            raise TooMany(str(losses[-1]), retry_after_s=self._config.retry_after_s)
+        raise Unavailable(f"{len(losses)} workers were lost one after the other")
 
-    async def _follow(
-        self, attempt: Attempt, text: AnswerText
-    ) -> AsyncGenerator[OutputDelta, None]:
-        """Yield what one attempt brings, as text, and keep the router's books."""
-        name, began, first = attempt.request.request_id, time.monotonic(), True
+    async def _begin(self, course: Course, before: Leg | None) -> Leg:
+        """Return the next leg: from where the one before was cut, or from a place of its own."""
+        placement = None if before is None else before.onward
+        if placement is None:
+            placement = await self._placer.place(course, course.next_name())
+        self._remember(course.request.request_id, placement.request_id)
+        wanted = course.request_from_here(placement.request_id)
+        attempt = Attempt(wanted, placement, self._fleet, self._config.prefill_timeout_s)
+        leg = Leg(course, attempt, before)
+        self.mover.enter(leg)
+        return leg
+
+    def _end(self, leg: Leg, goes_on: bool) -> None:
+        self.mover.leave(leg)
+        leg.arrived()
+        self._placer.free(leg.name, len(leg.course.text.token_ids))
+        if leg.onward is not None and not goes_on:  # it ended by itself while it was being moved
+            self._placer.free(leg.onward.request_id)
+            leg.onward_began.set()
+
+    async def _follow(self, leg: Leg) -> AsyncGenerator[OutputDelta, None]:
+        """Yield what one leg brings, as text, and keep the router's books."""
+        text, began, first = leg.course.text, time.monotonic(), True
         self.counters.attempts += 1
-        self.counters.handed_over += attempt.placement.prefill is not None
-        async with aclosing(attempt.run()) as deltas:
+        self.counters.handed_over += leg.attempt.placement.prefill is not None
+        async with aclosing(leg.attempt.run()) as deltas:
             async for delta in deltas:
                 shown = text.read(delta)
                 with suppress(UnknownReservation):  # its worker is gone: we learn it soon
                     if first and delta.token_ids:
                         ttft_ms = (time.monotonic() - began) * 1e3
-                        self._router.first_token(name, delta.num_cached_tokens, ttft_ms)
-                        first = False
-                    self._router.progress(name, len(text.token_ids))
+                        self._router.first_token(leg.name, delta.num_cached_tokens, ttft_ms)
+                    self._router.progress(leg.name, len(text.token_ids))
+                if first and delta.token_ids:
+                    first = False
+                    leg.arrived()
                 yield shown
                 if shown.finish_reason is not None:
                     return  # by a stop string, of which the worker knows nothing
 
-    async def _place(self, wanted: Request, request: Request, hints: Hints) -> Placement:
-        """Return where it goes; wait a while for a worker when there is none."""
-        salt, lora = request.cache_salt or "", request.lora or ""
-        extras = Extras(lora=lora, salt=salt)
-        chain = (
-            self._hasher.chain(
-                wanted.token_ids, self._config.model, extras, f"{hints.tenant}/{hints.session}"
-            )
-            if hints.session
-            else self._hasher.chain(wanted.token_ids, self._config.model, extras)
-        )
-        asked = placing.Request(
-            request_id=wanted.request_id,
-            chain=chain,
-            prompt_tokens=len(wanted.token_ids),
-            expected_output_tokens=self._expected_tokens(request),
-            model=self._config.model,
-            lora=lora,
-            tenant=hints.tenant,
-            session=hints.session,
-            priority=-request.priority,  # here the lower is the sooner
-        )
-        placement = await self._await_place(asked)
-        self._remember(request.request_id, wanted.request_id)
-        if request.params.scores_prompt:  # KV from elsewhere would be of no use to it
-            return placement._replace(prefill=None, source=None)
-        return placement
-
-    def _expected_tokens(self, request: Request) -> int | None:
-        """Clients ask for far more than they get: their limit tells only when it is small."""
-        limit = request.params.max_tokens
-        return limit if limit is not None and limit < self._router.expected_output_tokens else None
-
-    async def _await_place(self, asked: placing.Request) -> Placement:
-        deadline = time.monotonic() + self._config.wait_s
-        while True:
-            self._fleet.changed.clear()
-            try:
-                return self._router.place(asked)
-            except Rejected as error:
-                raise TooMany(str(error), retry_after_s=error.retry_after_s) from error
-            except NoCandidate as error:
-                left_s = deadline - time.monotonic()
-                if left_s <= 0:
-                    raise Unavailable(str(error)) from error
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._fleet.changed.wait(), min(left_s, 0.1))
-
-    def _note(self, error: Exception, placement: Placement, text: AnswerText) -> None:
-        """An attempt came to nothing, or to a part: the next one goes on from there."""
-        _log.warning("%s: going on elsewhere after %d tokens", error, len(text.token_ids))
+    def _note(self, error: Exception, leg: Leg) -> None:
+        """A leg came to nothing, or to a part: the next one goes on from there."""
+        count = len(leg.course.text.token_ids)
+        _log.warning("%s: going on elsewhere after %d tokens", error, count)
         if isinstance(error, HandoverFailed):
             self.counters.handover_failures += 1
-        else:
+        elif isinstance(error, WorkerLost):
             self.counters.moved += 1
-        if isinstance(error, WorkerLost) and error.value == placement.decode:
-            self._router_forget(placement.decode)
+            if error.value == leg.decode:
+                self._placer.forget(leg.decode)
 
-    def _router_forget(self, name: str) -> None:
-        """Nothing more is placed there until the fleet has it back."""
-        client = self._fleet.clients.get(name)
-        if client is None or client.lost is not None:
-            with suppress(RouterError):  # the fleet was quicker
-                self._router.set_state(name, healthy=False)
-
-    def _remember(self, request_id: str, attempt_id: str) -> None:
-        self._placed[request_id] = attempt_id
+    def _remember(self, request_id: str, leg_name: str) -> None:
+        self._placed[request_id] = leg_name
         if len(self._placed) > _REMEMBERED:
             self._placed.popitem(last=False)
-
-
-def _one_answer(request: Request, index: int, number: int, token_ids: list[int]) -> Request:
-    """Return what a worker is asked for: one answer, from where it stands."""
-    params = request.params
-    seed = params.seed + index if params.seed is not None else None
-    scored = None if token_ids else params.prompt_logprobs  # told by the first attempt
-    one = replace(params, n=1, seed=seed, stop=(), prompt_logprobs=scored)
-    return replace(
-        request,
-        request_id=f"{request.request_id}-{index}-{number}",
-        params=one,
-        output_token_ids=list(token_ids),
-        detokenize=False,
-    )

@@ -2,9 +2,10 @@
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
 from stafette.kvtransfer.errors import KvTransferError, MalformedMessage
 from stafette.kvtransfer.event_stream.subscriber import EventSubscriber
@@ -45,13 +46,26 @@ class WorkerFleet:
         self._frontend = frontend
         self._config = config
         self._events = events
+        self.on_drain: Callable[[str], None] = lambda name: None  # a worker has begun to
         self._clients: dict[str, WorkerClient] = {}
+        self._draining: set[str] = set()
         self._keepers: dict[str, tuple[str, asyncio.Task[None]]] = {}  # with the address
         self._introduced: set[tuple[int, int]] = set()  # epochs: who was told of whom
 
     @property
     def clients(self) -> Mapping[str, WorkerClient]:
         return self._clients
+
+    @property
+    def draining(self) -> frozenset[str]:
+        """Return who is there, but takes nothing new."""
+        return frozenset(name for name in self._draining if self._clients[name].lost is None)
+
+    def client(self, name: str) -> WorkerClient:
+        client = self._clients.get(name)
+        if client is None:
+            raise WorkerLost("worker", name, "it is not connected")
+        return client
 
     def follow(self, addresses: Mapping[str, str]) -> None:
         """Take the set of workers that there should be now, by name."""
@@ -66,13 +80,8 @@ class WorkerFleet:
 
     async def introduce(self, one: str, other: str) -> None:
         """Let two workers' agents know each other; WorkerLost when one of them is not there."""
-        first, second = self._client(one), self._client(other)
+        first, second = self.client(one), self.client(other)
         await asyncio.gather(self._tell(first, second), self._tell(second, first))
-
-    def look_at_loads(self) -> None:
-        """Pass on what the workers said of themselves last."""
-        for name, client in self._clients.items():
-            self._look_at_load(name, client)
 
     async def close(self) -> None:
         keepers = [keeper for _, keeper in self._keepers.values()]
@@ -80,12 +89,6 @@ class WorkerFleet:
         for keeper in keepers:
             keeper.cancel()
         await asyncio.gather(*keepers, return_exceptions=True)
-
-    def _client(self, name: str) -> WorkerClient:
-        client = self._clients.get(name)
-        if client is None:
-            raise WorkerLost("worker", name, "it is not connected")
-        return client
 
     async def _tell(self, one: WorkerClient, other: WorkerClient) -> None:
         pair = (one.epoch, other.epoch)
@@ -112,7 +115,7 @@ class WorkerFleet:
                 continue
             pause_s = self._config.reconnect_s
             try:
-                await self._stay(name, client, ended)
+                await ended.wait()
             finally:
                 self._leave(name, client)
                 await client.close()
@@ -128,6 +131,8 @@ class WorkerFleet:
             await client.close()
             raise
         self._clients[name] = client
+        client.on_load = partial(self._look_at_load, name, client)
+        client.on_load()
         self.changed.set()
         _log.info("worker %s is there, in epoch %d", name, client.epoch)
         return client
@@ -139,16 +144,12 @@ class WorkerFleet:
             case _:
                 raise MalformedMessage("events", "[address, replay address]")
 
-    async def _stay(self, name: str, client: WorkerClient, ended: asyncio.Event) -> None:
-        while client.lost is None:
-            self._look_at_load(name, client)
-            with suppress(TimeoutError):
-                await asyncio.wait_for(ended.wait(), self._config.service.beat_s)
-
     def _leave(self, name: str, client: WorkerClient) -> None:
         """The worker, or our way to it, is gone: what was there is elsewhere from now on."""
+        client.on_load = _nothing
         if self._clients.get(name) is client:
             del self._clients[name]
+            self._draining.discard(name)
         self._events.remove_worker(name)
         with suppress(RouterError):
             self.router.unregister(name)
@@ -160,10 +161,22 @@ class WorkerFleet:
         load = client.load
         if not load:
             return
+        draining = bool(load.get("draining"))
         with suppress(RouterError, MalformedMessage):
             self.router.set_role(name, _role(load.get("role")))
-            self.router.set_state(name, draining=bool(load.get("draining")))
+            self.router.set_state(name, draining=draining)
             self.router.report_load(name, read_load(load, client.load_at))
+        self._note_draining(name, draining)
+
+    def _note_draining(self, name: str, draining: bool) -> None:
+        before = name in self._draining
+        if draining and not before:
+            self._draining.add(name)
+            _log.info("worker %s drains", name)
+            self.on_drain(name)
+        elif before and not draining:
+            self._draining.discard(name)
+            self.changed.set()
 
 
 def read_spec(name: str, description: Mapping[str, object]) -> WorkerSpec:
@@ -204,3 +217,7 @@ def _role(value: object) -> Role:
     if role is None:
         raise MalformedMessage("role", " | ".join(str(name) for name in _ROLES))
     return role
+
+
+def _nothing() -> None:
+    pass

@@ -2,8 +2,12 @@
 
 import asyncio
 import json
+import os
 import signal
+import subprocess
 import sys
+import threading
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -24,57 +28,161 @@ TOKEN = "the cluster's token"
 KEY = "the cluster's key"
 PATIENCE_S = 60.0
 MODEL = "smollm2"
+SERVICE = ServiceConfig(token=TOKEN.encode(), beat_s=0.2, silence_s=3.0)
 
 
 class WorkerProcess:
-    def __init__(self, name: str, process, address: str) -> None:
+    """A child of the nursery. One that was harmed is not used by another test."""
+
+    def __init__(self, name: str, pid: int, address: str) -> None:
         self.name = name
-        self.process = process
+        self.pid = pid
         self.address = address
+        self.harmed = False
+        self.status: Future[int] = Future()  # of its exit
 
     def kill(self) -> None:
-        self.process.kill()
+        self._signal(signal.SIGKILL)
+
+    def terminate(self) -> None:
+        self._signal(signal.SIGTERM)
 
     def stop(self) -> None:
-        self.process.send_signal(signal.SIGSTOP)
+        self._signal(signal.SIGSTOP)
 
     def go_on(self) -> None:
-        self.process.send_signal(signal.SIGCONT)
+        self._signal(signal.SIGCONT)
+
+    async def wait(self) -> int:
+        async with asyncio.timeout(PATIENCE_S):
+            return await asyncio.wrap_future(self.status)
+
+    def _signal(self, number: int) -> None:
+        self.harmed = True
+        if not self.status.done():
+            os.kill(self.pid, number)
+
+
+class Nursery:
+    """Forks workers off one process, and keeps those that a test has not harmed for the next."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", str(PROCESS)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self._ready: dict[str, Future[WorkerProcess]] = {}
+        self._living: dict[int, WorkerProcess] = {}
+        self._idle: dict[tuple[str, str], WorkerProcess] = {}
+        self._listener = threading.Thread(target=self._listen, daemon=True)
+        self._listener.start()
+
+    async def get(self, name: str, options: dict) -> WorkerProcess:
+        idle = self._idle.pop((name, str(options)), None)
+        if idle is not None:
+            return idle
+        self._ready[name] = ready = Future()
+        told = {"name": name, "role": role_of(name), "token": TOKEN} | options
+        self._process.stdin.write(json.dumps(told) + "\n")
+        self._process.stdin.flush()
+        async with asyncio.timeout(PATIENCE_S):
+            return await asyncio.wrap_future(ready)
+
+    def give_back(self, worker: WorkerProcess, options: dict) -> None:
+        key = (worker.name, str(options))
+        if worker.harmed or key in self._idle:
+            worker.kill()
+        else:
+            self._idle[key] = worker
+
+    def close(self) -> None:
+        for worker in self._living.values():
+            worker.kill()
+        self._process.stdin.close()
+        self._process.wait(PATIENCE_S)
+        self._listener.join(PATIENCE_S)
+        self._process.stdout.close()
+
+    def _listen(self) -> None:
+        for line in self._process.stdout:
+            told = json.loads(line)
+            if "name" in told:
+                worker = self._living[told["pid"]] = WorkerProcess(**told)
+                self._ready.pop(told["name"]).set_result(worker)
+            elif told["pid"] in self._living:
+                self._living[told["pid"]].status.set_result(told["status"])
+
+
+def role_of(name: str) -> str:
+    return {"p": "prefill", "d": "decode", "b": "both"}[name[0]]
 
 
 class Rig:
-    """Starts workers; `dispatcher` serves from those that `connect` was told of."""
+    """Starts workers; `dispatcher` serves from those that `start` was told of."""
 
-    def __init__(self) -> None:
+    def __init__(self, nursery: Nursery, tokenizer, router: RouterConfig, **dispatch) -> None:
         self.workers: dict[str, WorkerProcess] = {}
-        self.tokenizer = open_tokenizer(MODEL, None)
+        self._options: dict[str, dict] = {}
+        self.guest = False
+        self._nursery = nursery
+        self.tokenizer = tokenizer
         hashers = Hashers(KEY, 16)
-        self.router = KvRouter(hashers, RouterConfig())
+        self.router = KvRouter(hashers, router)
         self.events = EventSubscriber(self.router.index)
-        service = ServiceConfig(token=TOKEN.encode(), beat_s=0.2, silence_s=3.0)
-        self.fleet = WorkerFleet("test", FleetConfig(service=service), self.router, self.events)
-        self.dispatcher = Dispatcher(
-            DispatchConfig(model=MODEL), self.fleet, self.tokenizer, PromptHasher(hashers)
-        )
+        self.fleet = WorkerFleet("test", FleetConfig(service=SERVICE), self.router, self.events)
+        config = DispatchConfig(model=MODEL, **dispatch)
+        self.dispatcher = Dispatcher(config, self.fleet, self.tokenizer, PromptHasher(hashers))
+        self.mover = self.dispatcher.mover
 
-    async def start(self, *names: str, **options) -> None:
+    async def start(self, *names: str, step_s: float = 0.0, **options) -> None:
         """Start workers whose names begin with their role, and wait until they are connected."""
         await asyncio.gather(*(self._start(name, options) for name in names))
+        self.follow()
+        await self.await_that(lambda: self.fleet.clients.keys() >= set(names))
+        for name in names:
+            await self.ask(name, "reset_prefix_cache")
+            await self.ask(name, "set_role", role_of(name))
+            await self.ask(name, "set_step", step_s)
+
+    async def join(self, other: "Rig") -> None:
+        """Be a second frontend of another one's workers."""
+        self.guest = True
+        self.workers = other.workers
+        self.follow()
+        await self.await_that(lambda: self.fleet.clients.keys() == self.workers.keys())
+
+    def follow(self) -> None:
         self.fleet.follow({name: worker.address for name, worker in self.workers.items()})
-        await self.await_that(lambda: set(self.workers) == set(self.fleet.clients))
 
     def keep_apart(self, prefill: str, decode: str) -> None:
         """Compute every prompt on the one worker and its answer on the other, whatever it costs."""
         place = self.router.place
         self.router.place = lambda asked: place(asked)._replace(prefill=prefill, decode=decode)
 
+    def keep_on(self, name: str) -> None:
+        """Place everything on one worker."""
+        place = self.router.place
+        self.router.place = lambda asked: place(asked)._replace(
+            prefill=None, decode=name, source=None
+        )
+
+    def place_freely(self) -> None:
+        self.router.place = type(self.router).place.__get__(self.router)
+
     async def await_that(self, condition) -> None:
         async with asyncio.timeout(PATIENCE_S):
             while not condition():
                 await asyncio.sleep(0.01)
 
+    async def await_stats(self, name: str, condition) -> None:
+        async with asyncio.timeout(PATIENCE_S):
+            while not condition(await self.ask(name, "stats")):
+                await asyncio.sleep(0.02)
+
     async def ask(self, name: str, operation: str, payload=None):
-        return await self.fleet.clients[name].ask(operation, payload, 10.0)
+        return await self.fleet.clients[name].ask(operation, payload, PATIENCE_S)
 
     def request(self, name: str, prompt: str | list[int], **params) -> Request:
         tokens = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
@@ -93,34 +201,66 @@ class Rig:
                 on_tokens(count)
         return [texts[i] for i in sorted(texts)], [ends[i] for i in sorted(ends)]
 
+    async def begin(self, request: Request, count: int = 3) -> asyncio.Task:
+        """Return what `answer` will return, when so many tokens are there."""
+        begun = asyncio.Event()
+        answer = asyncio.create_task(
+            self.answer(request, lambda there: begun.set() if there >= count else None)
+        )
+        async with asyncio.timeout(PATIENCE_S):
+            await begun.wait()
+        return answer
+
+    def chosen(self, name: str = "r") -> str:
+        """Return who answers a request."""
+        return self.dispatcher.placement(name)["chosen"]["decode"]
+
     async def close(self) -> None:
+        """Nothing may be left on a worker that was not harmed."""
+        for name, worker in self.workers.items():
+            if not worker.harmed and name in self.fleet.clients:
+                await self.await_stats(name, lambda s: not s["used_blocks"] and not s["leases"])
+        assert not self.router.sharing.own
         await self.fleet.close()
         self.events.close()
-        for worker in self.workers.values():
-            if worker.process.returncode is None:
-                worker.go_on()
-                worker.kill()
-            await worker.process.wait()
+        for name, worker in self.workers.items() if not self.guest else ():
+            worker.go_on() if worker.harmed else None
+            self._nursery.give_back(worker, self._options[name])
 
     async def _start(self, name: str, options: dict) -> None:
-        role = {"p": "prefill", "d": "decode", "b": "both"}[name[0]]
-        told = {"name": name, "role": role, "token": TOKEN, "transports": ["shm", "tcp"]}
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-P",
-            str(PROCESS),
-            json.dumps(told | options),
-            stdout=asyncio.subprocess.PIPE,
-        )
-        line = await asyncio.wait_for(process.stdout.readline(), PATIENCE_S)
-        self.workers[name] = WorkerProcess(name, process, line.decode().strip())
+        self._options[name] = options
+        self.workers[name] = await self._nursery.get(name, options)
+
+
+@pytest.fixture(scope="session")
+def nursery():
+    nursery = Nursery()
+    yield nursery
+    nursery.close()
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return open_tokenizer(MODEL, None)
 
 
 @pytest.fixture
-async def rig():
-    rig = Rig()
-    yield rig
-    await rig.close()
+async def make_rig(nursery, tokenizer):
+    """Make a rig with settings of the router and of the dispatcher."""
+    made: list[Rig] = []
+
+    def make(router: RouterConfig | None = None, **dispatch) -> Rig:
+        made.append(Rig(nursery, tokenizer, router or RouterConfig(), **dispatch))
+        return made[-1]
+
+    yield make
+    for rig in reversed(made):
+        await rig.close()
+
+
+@pytest.fixture
+def rig(make_rig):
+    return make_rig()
 
 
 @pytest.fixture(scope="session")

@@ -37,7 +37,7 @@ async def test_a_prompt_that_is_scored_is_computed_where_it_is_answered_and_scor
         scores += [each.prompt_logprobs for each in deltas if each.prompt_logprobs is not None]
         tokens += [token for each in deltas for token in each.token_ids]
         if len(tokens) == 5:
-            rig.router.place = type(rig.router).place.__get__(rig.router)
+            rig.place_freely()
             rig.workers["d0"].kill()
 
     assert rig.dispatcher.counters.handed_over == 0
@@ -73,9 +73,8 @@ async def test_a_stream_goes_on_when_its_decode_worker_is_killed(rig, expected, 
 
     def kill_at(count: int) -> None:
         if count >= 10 and not killed:
-            decode = rig.dispatcher.placement("r")["chosen"]["decode"]
-            rig.workers[decode].kill()
-            killed.append(decode)
+            rig.workers[rig.chosen()].kill()
+            killed.append(count)
 
     found = await rig.answer(rig.request("r", STORY, **params), kill_at)
 
@@ -90,7 +89,7 @@ async def test_a_prompt_is_computed_elsewhere_when_its_prefill_worker_is_killed(
     await rig.await_that(lambda: rig.fleet.clients["p0"].num_requests > 0 or answer.done())
     await asyncio.sleep(0.15)
 
-    rig.router.place = type(rig.router).place.__get__(rig.router)
+    rig.place_freely()
     rig.workers["p0"].kill()
 
     assert await answer == expected(LONG * 2, max_tokens=8)
@@ -99,7 +98,7 @@ async def test_a_prompt_is_computed_elsewhere_when_its_prefill_worker_is_killed(
 async def test_a_worker_that_comes_back_is_used_again(rig, expected):
     await rig.start("b0")
     rig.workers["b0"].kill()
-    await rig.workers["b0"].process.wait()
+    await rig.workers["b0"].wait()
     await rig.await_that(lambda: not rig.fleet.clients)
 
     answer = asyncio.create_task(rig.answer(rig.request("r", STORY)))
@@ -108,8 +107,8 @@ async def test_a_worker_that_comes_back_is_used_again(rig, expected):
     assert await answer == expected(STORY)
 
 
-async def test_without_a_worker_a_request_is_told_so_after_a_while(rig):
-    rig.dispatcher._config = type(rig.dispatcher._config)(model="smollm2", wait_s=0.2)
+async def test_without_a_worker_a_request_is_told_so_after_a_while(make_rig):
+    rig = make_rig(wait_s=0.2)
 
     with pytest.raises(Unavailable, match="no worker is registered"):
         await rig.answer(rig.request("r", STORY))
@@ -147,6 +146,5 @@ async def test_leaving_a_stream_early_frees_its_worker(rig):
     await stream.aclose()
 
     await rig.await_that(lambda: all(not c.num_requests for c in rig.fleet.clients.values()))
-    while (await rig.ask("d0", "stats"))["running"]:
-        await asyncio.sleep(0.01)
+    await rig.await_stats("d0", lambda stats: not stats["running"] and not stats["used_blocks"])
     assert not rig.router.sharing.own

@@ -1,0 +1,123 @@
+"""Takes answers off workers that drain, together with their KV, while they go on.
+
+The new worker is made ready first: it pulls the KV of prompt and answer so far from the old one,
+and computes what cannot be had. Only then the old stream is cut, behind the last token that has
+come; the rest of the KV follows, and the new worker goes on with the next token. Nothing depends on
+two workers making the same tokens, so none is lost, repeated or changed.
+"""
+
+import asyncio
+import logging
+from contextlib import suppress
+from dataclasses import dataclass
+
+from stafette.platform.serving.config import DispatchConfig
+from stafette.platform.serving.course import Leg
+from stafette.platform.serving.fleet import WorkerFleet
+from stafette.platform.serving.passing import FAILURES, HandOff, for_one_token
+from stafette.platform.serving.placer import Placer
+from stafette.router.request import Source
+from stafette.router.router import Placement
+from stafette.workers.service.frames import Order
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class MoveCounters:
+    moved: int = 0  # answers that were cut, and went on elsewhere
+    failed: int = 0  # moves that came to nothing: the answer stayed, for another try
+
+
+class Mover:
+    """A leg is watched from `enter` to `leave`."""
+
+    def __init__(self, config: DispatchConfig, fleet: WorkerFleet, placer: Placer) -> None:
+        self.counters = MoveCounters()
+        self._config = config
+        self._fleet = fleet
+        self._placer = placer
+        self._legs: dict[Leg, asyncio.Task[None] | None] = {}  # with the move under way
+        self._turns: dict[str, asyncio.Semaphore] = {}  # by the worker that drains
+        self._moves: set[asyncio.Task[None]] = set()
+        fleet.on_drain = self._drain
+
+    def enter(self, leg: Leg) -> None:
+        self._legs[leg] = None
+        if not self._fleet.draining.isdisjoint(leg.workers):
+            self._begin(leg)
+
+    def leave(self, leg: Leg) -> None:
+        """The leg is over. A move that has cut it keeps its turn until the next leg has begun."""
+        move = self._legs.pop(leg)
+        if move is not None and leg.onward is None:
+            move.cancel()
+
+    def _drain(self, worker: str) -> None:
+        for leg, move in list(self._legs.items()):
+            if move is None and worker in leg.workers:
+                self._begin(leg)
+
+    def _begin(self, leg: Leg) -> None:
+        self._legs[leg] = move = asyncio.create_task(self._move(leg))
+        self._moves.add(move)
+        move.add_done_callback(self._moves.discard)
+
+    async def _move(self, leg: Leg) -> None:
+        """Try until it is done; as long as nobody else can take it, the old worker goes on."""
+        turn = self._turns.setdefault(leg.decode, asyncio.Semaphore(self._config.moves_at_a_time))
+        while True:
+            async with turn:
+                if self._fleet.draining.isdisjoint(leg.workers):
+                    self._legs[leg] = None  # the worker has changed its mind
+                    return
+                if await self._try(leg):
+                    with suppress(TimeoutError):
+                        await asyncio.wait_for(leg.onward_began.wait(), self._config.move_timeout_s)
+                    return
+            await asyncio.sleep(self._config.move_again_s)
+
+    async def _try(self, leg: Leg) -> bool:
+        course = leg.course
+        placement = self._placer.try_place(course, course.next_name())
+        if placement is None:
+            return False
+        try:
+            if course.begun:
+                placement = await self._make_ready(leg, placement)
+            elif placement.source is None and not course.request.params.scores_prompt:
+                blocks = len(course.request.prompt_token_ids) // self._block_size(leg)
+                placement = placement._replace(source=Source(leg.workers[-1], 0, blocks))
+        except (*FAILURES, TimeoutError) as error:
+            _log.info("%s stays on %s: %s", placement.request_id, leg.decode, error)
+            self._placer.free(placement.request_id)
+            self.counters.failed += 1
+            return False
+        except asyncio.CancelledError:
+            self._placer.free(placement.request_id)
+            raise
+        leg.onward = placement
+        self.counters.moved += 1
+        leg.attempt.cut()
+        return True
+
+    async def _make_ready(self, leg: Leg, placement: Placement) -> Placement:
+        """Bring the KV so far to the new worker; return how the rest gets there."""
+        old, new, name = leg.decode, placement.decode, placement.request_id
+        ready = for_one_token(leg.course.request_from_here(f"{name}-r"))
+        num_blocks = len(ready.token_ids) // self._block_size(leg)
+        hand_off = HandOff(self._fleet, old, new)
+        await hand_off.introduce()
+        passing = asyncio.create_task(hand_off.pass_on(ready, self._config.move_timeout_s))
+        try:
+            order = Order(ready, hand_off.take(num_blocks))
+            await self._fleet.client(new).prefill(order, self._config.move_timeout_s)
+        finally:
+            passing.cancel()
+            await asyncio.gather(passing, return_exceptions=True)
+        return placement._replace(prefill=None, source=Source(old, 0, num_blocks))
+
+    def _block_size(self, leg: Leg) -> int:
+        size = self._fleet.client(leg.decode).description.get("block_size")
+        assert isinstance(size, int), "it was checked when the worker was registered"
+        return size
