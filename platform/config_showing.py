@@ -1,14 +1,14 @@
 """Shows the tree of settings: each value with its origin, and the schema of what may be written."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass, replace
 from typing import Any
 
 import yaml
 from pydantic import PydanticSchemaGenerationError, TypeAdapter
 from pydantic.errors import PydanticInvalidForJsonSchema
 
-from stafette.platform.config import Loaded
+from stafette.platform.config import Config, Loaded
 from stafette.platform.config_reading import (
     Part,
     PartOf,
@@ -28,7 +28,7 @@ def show(loaded: Loaded) -> str:
     """Return the effective tree as YAML, each value followed by its origin."""
     lines: list[tuple[str, str]] = []
     shown: Keys = ()
-    for keys, value in _values(loaded.config, ()):
+    for keys, value in _values(_with_effective_flags(loaded.config), ()):
         for depth, name in enumerate(keys[:-1]):
             if keys[: depth + 1] != shown[: depth + 1]:
                 lines.append(("  " * depth + f"{name}:", ""))
@@ -48,6 +48,17 @@ def schema(kind: type, hidden: frozenset[str] = frozenset()) -> dict[str, Any]:
         if each.init and each.name not in hidden
     }
     return {"type": "object", "additionalProperties": False, "properties": properties}
+
+
+def _with_effective_flags(config: Config) -> Config:
+    """Show of each pool what its engines get: the common flags, and its own over them."""
+    pools = {}
+    for name, pool in config.pools.items():
+        flags = config.engine_flags(name)
+        visible = [f.name for f in fields(flags) if f.name not in pool.engine.hidden]
+        given = {each: getattr(flags, each) for each in visible}
+        pools[name] = replace(pool, engine=replace(pool.engine, given=given))
+    return replace(config, pools=pools)
 
 
 def _values(config: Any, keys: Keys) -> Iterator[tuple[Keys, object]]:
@@ -85,7 +96,14 @@ def _text(value: object) -> str:
 def _origin(loaded: Loaded, keys: Keys) -> str:
     if keys == ("cluster", "token") and not loaded.settings.origin(keys):
         return loaded.token_origin
-    return loaded.settings.origin(keys) or _DEFAULT
+    if own := loaded.settings.origin(keys):
+        return own
+    match keys:
+        case ("pools", _, "engine", "num_threads"):
+            return "num_cpus"
+        case ("pools", _, "engine", flag):
+            return loaded.settings.origin(("engine", flag)) or _DEFAULT
+    return _DEFAULT
 
 
 def _schema_of(hint: Any) -> dict[str, Any]:

@@ -68,11 +68,8 @@ def _serve_fleet(config: Config, arguments: argparse.Namespace) -> int:
 
     verbose = arguments.log_level in ("info", "debug")
     has_keys = api_keys(config.frontend) is not None  # read here, so that a wrong file is known
-    choice = RayChoice(address=arguments.address, log_to_driver=verbose)
-    with on_ray(config, choice, tell) as is_own:
-        if arguments.detach and is_own:
-            remedy = "would end with this command: there is no cluster to leave it on"
-            raise InvalidSetting("--detach", True, remedy)
+    choice = RayChoice(address=arguments.address, stays=arguments.detach, log_to_driver=verbose)
+    with on_ray(config, choice, tell):
         try:
             url = deploy(config, tell)
             invite(url, _shown_model(config), has_keys)

@@ -9,8 +9,10 @@ from stafette.kvtransfer.event_stream.subscriber import EventSubscriber
 from stafette.platform.config import Config
 from stafette.platform.serving.dispatcher import Dispatcher
 from stafette.platform.serving.fleet import FleetConfig, WorkerFleet
+from stafette.platform.serving.frontend_peers import FrontendPeers
 from stafette.router.hashing import Hashers, PromptHasher
 from stafette.router.router import KvRouter
+from stafette.router.sharing import Sharing
 from stafette.workers.config import EngineConfig
 from stafette.workers.service.config import ServiceConfig
 from stafette.workers.service.engine_worker import WorkerConfig
@@ -28,8 +30,10 @@ class Front:
     events: EventSubscriber
     dispatcher: Dispatcher
     tokenizer: Tokenizer
+    peers: FrontendPeers
 
     async def close(self) -> None:
+        await self.peers.close()
         await self.fleet.close()
         self.events.close()
 
@@ -54,17 +58,19 @@ def service_config(config: Config, host: str = "127.0.0.1") -> ServiceConfig:
     return config.service.make(token=config.token, host=host)
 
 
-def make_front(config: Config, name: str) -> Front:
+def make_front(config: Config, name: str, host: str) -> Front:
     """Return a frontend's fleet, still empty, and what places requests on it."""
+    peers = FrontendPeers(name, host, config.token)
     block_size = config.engine_flags(next(iter(config.pools))).block_size
     hashers = Hashers(cache_key(config), block_size)
-    router = KvRouter(hashers, config.router)
+    router = KvRouter(hashers, config.router, sharing=Sharing(peers.gossip.publish))
+    peers.start(router)
     events = EventSubscriber(router.index, SubscriberConfig(key=config.token))
     fleet = WorkerFleet(name, FleetConfig(service=service_config(config)), router, events)
     tokenizer = open_tokenizer(config.model, config.engine.given.get("tokenizer"))  # type: ignore[arg-type]
     dispatch = config.dispatch.make(model=config.model)
     dispatcher = Dispatcher(dispatch, fleet, tokenizer, PromptHasher(hashers))
-    return Front(fleet, events, dispatcher, tokenizer)
+    return Front(fleet, events, dispatcher, tokenizer, peers)
 
 
 def cache_key(config: Config) -> str:

@@ -33,6 +33,7 @@ class Attempt:
         self._fleet = fleet
         self._prefill_timeout_s = prefill_timeout_s
         self._helpers: list[asyncio.Task[None]] = []
+        self._cached_tokens = 0  # that the prefill worker did not compute, as far as is known
 
     async def run(self) -> AsyncGenerator[OutputDelta, None]:
         placement = self.placement
@@ -48,9 +49,15 @@ class Attempt:
                 self._help(self._prefill(placement.prefill, compute_params))
             async with aclosing(self._answer(decode, decode_params)) as deltas:
                 async for delta in deltas:
-                    yield delta
+                    yield self._with_truth(delta)
         finally:
             await self._end_helpers()
+
+    def _with_truth(self, delta: OutputDelta) -> OutputDelta:
+        """What was computed elsewhere for this answer is no cache hit, though found here."""
+        if self.placement.prefill is None:
+            return delta
+        return replace(delta, num_cached_tokens=self._cached_tokens)
 
     def cut(self) -> None:
         """Let `run` end with Cut, behind what has come."""
@@ -109,9 +116,11 @@ class Attempt:
         named = replace(self.request, request_id=f"{self.request.request_id}-p")
         order = Order(for_one_token(named), params)
         try:
-            await self._fleet.client(name).prefill(order, self._prefill_timeout_s)
+            outcome = await self._fleet.client(name).prefill(order, self._prefill_timeout_s)
         except FAILURES as error:
             raise HandoverFailed(str(error)) from error
+        cached = outcome.get("num_cached_tokens")
+        self._cached_tokens = cached if isinstance(cached, int) else 0
 
     async def _end_helpers(self) -> None:
         for helper in self._helpers:

@@ -11,7 +11,7 @@ _ABOVE_ZERO = ("wait_s", "prefill_timeout_s", "retry_after_s", "move_timeout_s",
 class DispatchConfig:
     model: str  # by which workers and router name it
     max_attempts: int = 8  # of one answer, each on workers that were there when it began
-    wait_s: float = 10.0  # for a worker, when none can take a request
+    wait_s: float = 30.0  # for a worker, when none can take a request
     prefill_timeout_s: float = 120.0
     retry_after_s: float = 1.0  # what a client is told when all are full
     moves_at_a_time: int = 2  # off one worker that drains: each costs its new worker a step

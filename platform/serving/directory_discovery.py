@@ -2,7 +2,10 @@
 
 import asyncio
 import logging
+import time
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 
 from stafette.kvtransfer.directory.directory import Directory
 from stafette.kvtransfer.directory.records import PeerRecord
@@ -10,12 +13,14 @@ from stafette.kvtransfer.directory.registration import Registration
 from stafette.kvtransfer.directory.registry import open_directory
 from stafette.kvtransfer.directory.watches import Left, PeerEvent
 from stafette.platform.config import DiscoveryConfig
+from stafette.platform.serving.frontend_peers import FrontendPeers
 from stafette.platform.serving.membership import Membership
 
 _log = logging.getLogger(__name__)
 
 _KIND, _ADDRESS = "kind", "address"  # labels
-_WORKER = "worker"
+_WORKER, _FRONTEND = "worker", "frontend"
+_NOTHING = b"-"  # a frontend has no transfer agent
 
 
 def open_workers_directory(config: DiscoveryConfig) -> Directory:
@@ -37,14 +42,24 @@ class DirectoryDiscovery:
         self._directory = directory
         self._addresses: dict[str, str] = {}
 
-    def start(self, membership: Membership) -> None:
+    def start(self, membership: Membership, frontends: FrontendPeers) -> None:
         loop = asyncio.get_running_loop()
 
-        def tell(event: PeerEvent) -> None:  # in the watch's thread
+        def tell(take: Callable[[PeerEvent], None], event: PeerEvent) -> None:
+            """Called in a watch's thread."""
             with suppress(RuntimeError):  # the loop has ended
-                loop.call_soon_threadsafe(self._take, membership, event)
+                loop.call_soon_threadsafe(take, event)
 
-        self._directory.watch(tell, labels={_KIND: _WORKER})
+        def meet(event: PeerEvent) -> None:
+            if not isinstance(event, Left):
+                frontends.meet([event.record.labels[_ADDRESS]])
+
+        take = partial(self._take, membership)
+        self._directory.watch(partial(tell, take), labels={_KIND: _WORKER})
+        self._directory.watch(partial(tell, meet), labels={_KIND: _FRONTEND})
+        labels = {_KIND: _FRONTEND, _ADDRESS: frontends.address}
+        record = PeerRecord(time.time_ns(), _NOTHING, labels)
+        self._directory.publish(frontends.gossip.router_id, record)
 
     async def close(self) -> None:
         await asyncio.to_thread(self._directory.close)

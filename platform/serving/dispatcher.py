@@ -19,6 +19,7 @@ from stafette.platform.serving.merging import merge
 from stafette.platform.serving.mover import Mover
 from stafette.platform.serving.overview import overview
 from stafette.platform.serving.placer import Placer
+from stafette.platform.serving.totals import Totals
 from stafette.router.errors import UnknownReservation
 from stafette.router.hashing import PromptHasher
 from stafette.router.router import KvRouter
@@ -50,12 +51,13 @@ class Dispatcher:
         self, config: DispatchConfig, fleet: WorkerFleet, tokenizer: Tokenizer, hasher: PromptHasher
     ) -> None:
         self.counters = DispatchCounters()
-        self._config = config
+        self.config = config
         self._fleet = fleet
         self._router: KvRouter = fleet.router
+        self._totals = Totals()
         self._tokenizer = tokenizer
-        self._placer = Placer(config, fleet, hasher)
-        self.mover = Mover(config, fleet, self._placer)
+        self.placer = Placer(config, fleet, hasher)
+        self.mover = Mover(config, fleet, self.placer)
         self._placed: OrderedDict[str, str] = OrderedDict()  # request -> its latest leg
 
     async def stream(
@@ -69,7 +71,7 @@ class Dispatcher:
                 yield batch
 
     def placement(self, request_id: str) -> Mapping[str, Any] | None:
-        return self._placer.decision(self._placed.get(request_id, ""))
+        return self.placer.decision(self._placed.get(request_id, ""))
 
     def workers(self) -> list[dict[str, Any]]:
         return overview(self._fleet)
@@ -88,11 +90,16 @@ class Dispatcher:
             for client in self._fleet.clients.values()
             if isinstance(blocks := client.description.get("num_blocks"), int)
         )
+        self._totals.look(self._fleet.clients.values())
+        sums = self._totals.sums
         return Status(
             ready=any(self._fleet.clients),
             num_running=total("running"),
             num_waiting=total("waiting"),
             kv_cache_usage=total("used_blocks") / blocks if blocks else 0.0,
+            prefix_queries=sums["prefix_queries"],
+            prefix_hits=sums["prefix_hits"],
+            num_preemptions=sums["preemptions"],
         )
 
     async def _answer(
@@ -103,7 +110,7 @@ class Dispatcher:
         course = Course(request, index, hints, text)
         before: Leg | None = None
         losses: list[Exception] = []
-        while len(losses) < self._config.max_attempts:
+        while len(losses) < self.config.max_attempts:
             leg = await self._begin(course, before)
             before = None
             try:
@@ -120,17 +127,17 @@ class Dispatcher:
             finally:
                 self._end(leg, goes_on=before is leg)
         if all(isinstance(loss, Declined) for loss in losses):
-            raise TooMany(str(losses[-1]), retry_after_s=self._config.retry_after_s)
+            raise TooMany(str(losses[-1]), retry_after_s=self.config.retry_after_s)
         raise Unavailable(f"{len(losses)} workers were lost one after the other")
 
     async def _begin(self, course: Course, before: Leg | None) -> Leg:
         """Return the next leg: from where the one before was cut, or from a place of its own."""
         placement = None if before is None else before.onward
         if placement is None:
-            placement = await self._placer.place(course, course.next_name())
+            placement = await self.placer.place(course, course.next_name())
         self._remember(course.request.request_id, placement.request_id)
         wanted = course.request_from_here(placement.request_id)
-        attempt = Attempt(wanted, placement, self._fleet, self._config.prefill_timeout_s)
+        attempt = Attempt(wanted, placement, self._fleet, self.config.prefill_timeout_s)
         leg = Leg(course, attempt, before)
         self.mover.enter(leg)
         return leg
@@ -138,19 +145,20 @@ class Dispatcher:
     def _end(self, leg: Leg, goes_on: bool) -> None:
         self.mover.leave(leg)
         leg.arrived()
-        self._placer.free(leg.name, len(leg.course.text.token_ids))
+        self.placer.free(leg.name, len(leg.course.text.token_ids))
         if leg.onward is not None and not goes_on:  # it ended by itself while it was being moved
-            self._placer.free(leg.onward.request_id)
+            self.placer.free(leg.onward.request_id)
             leg.onward_began.set()
 
     async def _follow(self, leg: Leg) -> AsyncGenerator[OutputDelta, None]:
         """Yield what one leg brings, as text, and keep the router's books."""
         text, began, first = leg.course.text, time.monotonic(), True
+        resumed = leg.course.begun  # what is cached by now is the client's own doing
         self.counters.attempts += 1
         self.counters.handed_over += leg.attempt.placement.prefill is not None
         async with aclosing(leg.attempt.run()) as deltas:
             async for delta in deltas:
-                shown = text.read(delta)
+                shown = text.read(replace(delta, num_cached_tokens=0) if resumed else delta)
                 with suppress(UnknownReservation):  # its worker is gone: we learn it soon
                     if first and delta.token_ids:
                         ttft_ms = (time.monotonic() - began) * 1e3
@@ -172,7 +180,7 @@ class Dispatcher:
         elif isinstance(error, WorkerLost):
             self.counters.moved += 1
             if error.value == leg.decode:
-                self._placer.forget(leg.decode)
+                self.placer.forget(leg.decode)
 
     def _remember(self, request_id: str, leg_name: str) -> None:
         self._placed[request_id] = leg_name

@@ -19,6 +19,7 @@ from stafette.platform.serving.assembly import Front, make_front
 from stafette.platform.serving.directory_discovery import DirectoryDiscovery, open_workers_directory
 from stafette.platform.serving.loop_thread import LoopThread
 from stafette.platform.serving.membership import Discovery, Membership
+from stafette.platform.serving.node import node_host
 from stafette.platform.serving.serve_discovery import ServeDiscovery
 from stafette.platform.serving.serve_ingress import Forwarder
 
@@ -32,6 +33,7 @@ class FrontendReplica:
         self._config = config
         self._name = f"frontend-{serve.get_replica_context().replica_id.unique_id}"
         self._discovery = _discovery(config, [w.deployment_name for w in workers])
+        self._host = node_host(config)
         self._loop = LoopThread("stafette-frontend")
         try:
             self._listener = self._listen()
@@ -41,7 +43,7 @@ class FrontendReplica:
             raise
 
     def record_replica_metadata(self) -> Mapping[str, object]:
-        return {"name": self._name, "url": self.url()}
+        return {"name": self._name, "url": self.url(), "gossip": self._front.peers.address}
 
     def url(self) -> str:
         return address(self._config.frontend, self._listener)
@@ -66,9 +68,9 @@ class FrontendReplica:
 
     async def _start(self) -> None:
         """Return when clients can connect; whether workers are there, /ready tells."""
-        self._front: Front = make_front(self._config, self._name)
+        self._front: Front = make_front(self._config, self._name, self._host)
         membership = Membership(self._front.fleet)
-        self._discovery.start(membership)
+        self._discovery.start(membership, self._front.peers)
         self._following = asyncio.create_task(membership.let_go())
         served = await self._served()
         settings = api_settings(self._config.frontend)

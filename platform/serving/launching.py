@@ -12,6 +12,10 @@ from dataclasses import dataclass
 
 import ray
 from ray import serve
+from ray._private.authentication.authentication_token_setup import (
+    maybe_enable_token_auth_if_token_available,
+)
+from ray._private.services import find_gcs_addresses
 from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview
 
 from stafette.platform.app import FRONTEND, application, deployment_name
@@ -19,6 +23,7 @@ from stafette.platform.config import Config
 from stafette.platform.frontend.errors import InvalidSetting
 from stafette.platform.frontend.server import listen
 from stafette.workers.errors import EngineDead
+from stafette.workers.weights.opening import resolve
 
 LOCAL = "local"
 _LOOPBACK = "127.0.0.1"
@@ -34,23 +39,30 @@ class RayChoice:
     """Where to run. `address` None: RAY_ADDRESS, or this machine's cluster, or a new one."""
 
     address: str | None = None
+    stays: bool = False  # what is deployed, when we leave
     log_to_driver: bool = False
 
 
 @contextmanager
-def on_ray(config: Config, choice: RayChoice, tell: Tell) -> Iterator[bool]:
-    """Be connected to a cluster; yields whether it is one of our own, which ends with us."""
+def on_ray(config: Config, choice: RayChoice, tell: Tell) -> Iterator[None]:
+    """Be connected to a cluster. One of our own ends with us."""
     address = choice.address or os.environ.get("RAY_ADDRESS") or _running_cluster()
     if address in (None, LOCAL):
         address = LOCAL
+        if choice.stays:
+            remedy = "would end with this command: there is no cluster to leave it on"
+            raise InvalidSetting("--detach", True, remedy)
         check_room(config)
+        resolve(config.model)
         listen(config.frontend).close()  # a port in use is known before anything is started
         tell("starting Ray on this machine")
     else:
         tell(f"connecting to Ray at {address}")
     _connect(address, choice)
+    if address == LOCAL:
+        tell(f"Ray is at {ray.get_runtime_context().gcs_address}")
     try:
-        yield address == LOCAL
+        yield
     finally:
         ray.shutdown()
 
@@ -94,9 +106,10 @@ def remove(config: Config) -> None:
 
 def _connect(address: str, choice: RayChoice) -> None:
     level = logging.INFO if choice.log_to_driver else logging.ERROR
-    logging.getLogger("ray").setLevel(level)
+    for name in ("ray", "ray.serve"):
+        logging.getLogger(name).setLevel(level)
     if address != LOCAL:
-        ray.init(address, logging_level=level, log_to_driver=choice.log_to_driver)
+        _join(address, level, choice.log_to_driver)
         return
     os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "1" if choice.log_to_driver else "0")
     ray.init(
@@ -109,10 +122,20 @@ def _connect(address: str, choice: RayChoice) -> None:
     )
 
 
+def _join(address: str, level: int, log_to_driver: bool) -> None:
+    """Connect to a cluster that runs, with the token that this machine has for it."""
+    # Ray itself looks for a token only where it is not told an address.
+    maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+    try:
+        ray.init(address, logging_level=level, log_to_driver=log_to_driver)
+    except (ConnectionError, RuntimeError) as error:
+        reason = str(error.__cause__ or error).strip().splitlines()[-1].partition(" Note: ")[0]
+        remedy = f"cannot be joined: is that the address of a head, and Ray's token there? {reason}"
+        raise EngineDead("ray address", address, remedy) from error
+
+
 def _running_cluster() -> str | None:
     """Return the address of the cluster that `ray start` left running here, if there is one."""
-    from ray._private.services import find_gcs_addresses
-
     found: set[str] = find_gcs_addresses()  # type: ignore[no-untyped-call]
     return min(found, default=None)
 

@@ -8,14 +8,15 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from stafette.platform.serving.fleet import WorkerFleet
+from stafette.platform.serving.frontend_peers import FrontendPeers
 
 Addresses = Mapping[str, str]  # of the workers, by name
 
 
 class Discovery(Protocol):
-    """Tells a membership who is there, from `start` on, in the event loop that started it."""
+    """Tells who is there, workers and other frontends, in the event loop that calls `start`."""
 
-    def start(self, membership: "Membership") -> None: ...
+    def start(self, membership: "Membership", frontends: FrontendPeers) -> None: ...
 
     async def close(self) -> None: ...
 

@@ -40,7 +40,7 @@ class Mover:
         self._legs: dict[Leg, asyncio.Task[None] | None] = {}  # with the move under way
         self._turns: dict[str, asyncio.Semaphore] = {}  # by the worker that drains
         self._moves: set[asyncio.Task[None]] = set()
-        fleet.on_drain = self._drain
+        fleet.on_drain = self.on_drain
 
     def enter(self, leg: Leg) -> None:
         self._legs[leg] = None
@@ -53,7 +53,8 @@ class Mover:
         if move is not None and leg.onward is None:
             move.cancel()
 
-    def _drain(self, worker: str) -> None:
+    def on_drain(self, worker: str) -> None:
+        """Take off it what needs it."""
         for leg, move in list(self._legs.items()):
             if move is None and worker in leg.workers:
                 self._begin(leg)

@@ -15,26 +15,30 @@ from ray.serve._private.common import DeploymentID, DeploymentTargetInfo
 from ray.serve._private.long_poll import LongPollClient, LongPollNamespace
 from ray.serve.context import _get_global_client
 
+from stafette.platform.serving.frontend_peers import FrontendPeers
 from stafette.platform.serving.membership import Membership
 
 _log = logging.getLogger(__name__)
 
 
 class ServeDiscovery:
-    """Follows some deployments of this process's own application."""
+    """Follows deployments of this process's own application: the workers', and its own."""
 
     def __init__(self, deployments: list[str]) -> None:
-        self._app = serve.get_replica_context().app_name
+        own = serve.get_replica_context()
+        self._app, self._own = own.app_name, own.deployment
         self._deployments = deployments
         self._addresses: dict[str, dict[str, str]] = {}  # by deployment
         self._client: LongPollClient | None = None
 
-    def start(self, membership: Membership) -> None:
+    def start(self, membership: Membership, frontends: FrontendPeers) -> None:
         key = LongPollNamespace.DEPLOYMENT_TARGETS
         listeners: dict[Any, Callable[[Any], None]] = {
             (key, DeploymentID(name, self._app)): partial(self._take, membership, name)
             for name in self._deployments
         }
+        own = (key, DeploymentID(self._own, self._app))
+        listeners[own] = lambda info: frontends.meet(_gossip_addresses(info))
         client = _get_global_client()
         assert client is not None, "a replica has a controller"
         loop, who = asyncio.get_running_loop(), f"stafette-{self._app}"
@@ -51,6 +55,11 @@ class ServeDiscovery:
             _log.info("%s: %s", name, ", ".join(sorted(found)) or "no worker")
         self._addresses[name] = found
         membership.take({n: a for each in self._addresses.values() for n, a in each.items()})
+
+
+def _gossip_addresses(info: DeploymentTargetInfo) -> list[str]:
+    told = [(replica.replica_metadata or {}).get("gossip") for replica in info.running_replicas]
+    return [address for address in told if isinstance(address, str)]
 
 
 def _address(metadata: Mapping[str, Any] | None) -> tuple[str, str] | None:

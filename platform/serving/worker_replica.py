@@ -5,7 +5,6 @@ keeps it alive, and tells frontends its address.
 import logging
 from collections.abc import Mapping
 
-import ray
 from ray import serve
 
 from stafette.kvtransfer.directory.directory import Directory
@@ -13,6 +12,7 @@ from stafette.platform.config import Config
 from stafette.platform.serving.assembly import service_config, worker_config
 from stafette.platform.serving.directory_discovery import open_workers_directory, publish_worker
 from stafette.platform.serving.loop_thread import LoopThread
+from stafette.platform.serving.node import node_host
 from stafette.workers.errors import EngineDead
 from stafette.workers.service.engine_worker import EngineWorker
 from stafette.workers.service.server import WorkerServer
@@ -73,10 +73,3 @@ class WorkerReplica:
             _log.warning("worker %s stops with requests under way", self._name)
         await self._server.stop()
         await self._worker.close()
-
-
-def node_host(config: Config) -> str:
-    """Return the address on which this process can be reached from the other nodes."""
-    if config.cluster.host != "auto":
-        return config.cluster.host
-    return str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]

@@ -83,7 +83,7 @@ class Gossip:
         self._heard: dict[str, float] = {}  # router -> when
         self._beat_at = self._summary_at = float("-inf")
         self._router: KvRouter | None = None
-        secret = blake2b(key, digest_size=32, person=b"router gossip").digest()
+        self._secret = secret = blake2b(key, digest_size=32, person=b"router gossip").digest()
         self._context = wire.Context()
         try:
             self._out = self._make_publisher()
@@ -103,6 +103,10 @@ class Gossip:
     def start(self, router: KvRouter, loop: asyncio.AbstractEventLoop) -> None:
         self._router = router
         loop.add_reader(self._in.fileno(), self._read)
+
+    def meet(self, peer: str) -> None:
+        """Hear another router too."""
+        wire.connect(self._in, peer_address(peer), self._secret)
 
     def publish(self, change: Change) -> None:
         self._send(_CHANGE, encode(self.router_id, change))

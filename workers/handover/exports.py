@@ -21,6 +21,7 @@ class Exported:
     """What was passed on of a prompt; `params` is for the next engine's request."""
 
     num_tokens: int
+    num_cached_tokens: int = 0  # that this engine did not have to compute
     params: dict[str, object] = field(default_factory=dict)
 
 
@@ -81,7 +82,7 @@ class Exports:
             return Exported(0)  # this worker ends
         del self._under_way[request.request_id]
         finish = self._connector.finish(each.request, reason)
-        return Exported(each.end * each.request.block_size, dict(finish.params))
+        return Exported(each.end * each.request.block_size, params=dict(finish.params))
 
     def close(self) -> None:
         for each in list(self._under_way.values()):

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing, suppress
+from dataclasses import replace
 from functools import partial
 
 from stafette.kvtransfer.connectors.connector import KvConnector, KvRequest, KvShare
@@ -63,18 +64,19 @@ class Handover:
 
         Ask for one token: by then the prompt is computed.
         """
-        wanted, reason = await self._prepare(request, params), ""
+        wanted, reason, cached = await self._prepare(request, params), "", 0
         try:
             await self.engine.call(lambda engine: self.exports.begin(wanted))
             async with aclosing(self._answer(request, wanted)) as deltas:
                 async for delta in deltas:
-                    reason = delta.error or ""
+                    reason, cached = delta.error or "", max(cached, delta.num_cached_tokens)
         except BaseException:
             self.engine.post(partial(self._abort_export, wanted))
             raise
         finally:
             self.engine.post(partial(self._end_import, wanted, False))
-        return await self.engine.call(lambda engine: self.exports.finish(wanted, reason))
+        exported = await self.engine.call(lambda engine: self.exports.finish(wanted, reason))
+        return replace(exported, num_cached_tokens=cached)
 
     async def offer(self, request: Request, params: Params) -> Exported:
         """Pass on what is cached of a prompt, and compute nothing."""

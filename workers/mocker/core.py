@@ -7,7 +7,7 @@ It waits for nothing and has no threads. Whoever drives it calls `step` at the t
 from array import array
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from stafette.kvtransfer.blocks import BlockHasher, Extras
 from stafette.kvtransfer.connectors.connector import KvRequest
@@ -45,6 +45,7 @@ class _Open:
     wanted: KvRequest
     on_exported: OnExported | None  # None: its answer is wanted
     seq_id: int = 0  # 0: its blocks are still coming, or its answer has ended
+    num_cached_tokens: int = 0
 
 
 @dataclass(slots=True)
@@ -261,7 +262,8 @@ class Mocker:
         self._by_seq.pop(each.seq_id, None)
         began = self.imports.end(each.wanted)
         if each.on_exported is not None:
-            each.on_exported(self.exports.finish(each.wanted, reason))
+            exported = self.exports.finish(each.wanted, reason)
+            each.on_exported(replace(exported, num_cached_tokens=each.num_cached_tokens))
         elif began:
             self.connector.finish(each.wanted)
 
@@ -289,6 +291,7 @@ class Mocker:
         deltas, ended = [], []
         for progress in self.scheduler.settle(flight.batch, flight.output):
             each = self._by_seq[progress.seq_id]
+            each.num_cached_tokens = max(each.num_cached_tokens, progress.num_cached_tokens)
             deltas.append(
                 OutputDelta(
                     each.request.request_id,

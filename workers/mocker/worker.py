@@ -18,6 +18,8 @@ from stafette.workers.mocker.news import News
 from stafette.workers.request import OutputDelta
 from stafette.workers.service.frames import Order
 from stafette.workers.service.inbox import Inbox
+from stafette.workers.service.load import load_of
+from stafette.workers.service.outcome import told_of
 from stafette.workers.service.serving import Operation, Served
 
 _MOST_MOVES = 8  # in one turn of the event loop, which others wait for
@@ -98,15 +100,7 @@ class MockWorker(Served):
         }
 
     def load(self) -> Mapping[str, object]:
-        stats = self.core.stats().scheduler
-        return {
-            "role": self.role,
-            "draining": self.draining,
-            "running": stats.num_running,
-            "waiting": stats.num_waiting,
-            "queued_tokens": stats.num_queued_tokens,
-            "used_blocks": stats.num_blocks_used,
-        }
+        return load_of(self.core.stats().scheduler, self.role, self.draining)
 
     async def generate(self, order: Order) -> AsyncGenerator[OutputDelta, None]:
         self._raise_if_draining()
@@ -125,7 +119,7 @@ class MockWorker(Served):
 
     async def prefill(self, order: Order) -> Mapping[str, object]:
         if order.cached_only:
-            return _told(self.core.offer(order.request, order.kv_params))
+            return told_of(self.core.offer(order.request, order.kv_params))
         self._raise_if_draining()
         done: asyncio.Future[Exported] = self._loop.create_future()
 
@@ -135,7 +129,7 @@ class MockWorker(Served):
 
         self.core.prefill(order.request, order.kv_params, exported)
         try:
-            return _told(await done)
+            return told_of(await done)
         finally:
             self.core.abort(order.request.request_id)
 
@@ -248,7 +242,3 @@ class MockWorker(Served):
     async def _reset_prefix_cache(self, payload: object) -> object:
         self.core.reset_prefix_cache()
         return None
-
-
-def _told(exported: Exported) -> Mapping[str, object]:
-    return {"num_tokens": exported.num_tokens}

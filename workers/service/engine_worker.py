@@ -22,6 +22,8 @@ from stafette.workers.errors import ConfigError, Declined, RequestError
 from stafette.workers.handover.handover import Handover
 from stafette.workers.request import OutputDelta
 from stafette.workers.service.frames import Order
+from stafette.workers.service.load import load_of
+from stafette.workers.service.outcome import told_of
 from stafette.workers.service.serving import Operation, Served
 
 Role = Literal["prefill", "decode", "both"]
@@ -134,15 +136,7 @@ class EngineWorker(Served):
         }
 
     def load(self) -> Mapping[str, object]:
-        stats = self._engine.stats().scheduler
-        return {
-            "role": self.role,
-            "draining": self.draining,
-            "running": stats.num_running,
-            "waiting": stats.num_waiting,
-            "queued_tokens": stats.num_queued_tokens,
-            "used_blocks": stats.num_blocks_used,
-        }
+        return load_of(self._engine.stats().scheduler, self.role, self.draining)
 
     async def generate(self, order: Order) -> AsyncGenerator[OutputDelta, None]:
         if not order.last_resort:
@@ -156,7 +150,7 @@ class EngineWorker(Served):
             self._raise_if_draining()
         serve = self._handover.offer if order.cached_only else self._handover.prefill
         exported = await serve(order.request, order.kv_params)
-        return {"num_tokens": exported.num_tokens}
+        return told_of(exported)
 
     def operations(self) -> Mapping[str, Operation]:
         return {
@@ -217,9 +211,6 @@ class EngineWorker(Served):
             "steps": stats.num_steps,
             "tokens": stats.num_tokens,
             "busy_seconds": stats.busy_seconds,
-            "prefix_queries": stats.scheduler.prefix_queries,
-            "prefix_hits": stats.scheduler.prefix_hits,
-            "preemptions": stats.scheduler.num_preemptions,
             "pulled_tokens": imports.pulled_tokens,
             "shortfalls": dict(imports.shortfalls),
             "pinned_blocks": exports.num_pinned,

@@ -1,0 +1,161 @@
+"""A fleet on Ray as a user starts it: `stafette serve`, in a process of its own."""
+
+import json
+import queue
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from pathlib import Path
+
+import openai
+import psutil
+import pytest
+
+PATIENCE_S = 120.0
+FLEET = """\
+model: smollm2
+cluster: {token: the token of a tested cluster}
+engine: {max_model_len: 1024, num_kv_blocks: 512, num_threads: 1}
+pools:
+  prefill: {num_cpus: 0.5}
+  decode: {replicas: 2, num_cpus: 0.5}
+frontend: {replicas: 2, drain_timeout_s: 5}
+service: {beat_s: 0.2, silence_s: 3}
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Command:
+    """`stafette ...` with its output as it comes."""
+
+    def __init__(self, *arguments: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "stafette", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self.said: list[str] = []
+        self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def await_line(self, words: str) -> str:
+        until = time.monotonic() + PATIENCE_S
+        while (line := self._lines.get(timeout=max(0.1, until - time.monotonic()))) is not None:
+            if words in line:
+                return line
+        raise AssertionError("\n".join(self.said))
+
+    def end(self) -> int:
+        """Stop it as Ctrl-C does; return its exit status."""
+        self.process.send_signal(signal.SIGINT)
+        status = self.process.wait(PATIENCE_S)
+        self._reader.join(PATIENCE_S)
+        return status
+
+    def _read(self) -> None:
+        for line in self.process.stdout:
+            self.said.append(line.rstrip())
+            self._lines.put(line.rstrip())
+        self._lines.put(None)
+        self.process.stdout.close()
+
+
+class Fleet:
+    """The fleet that one `stafette serve` has started."""
+
+    def __init__(self, settings: Path) -> None:
+        self.settings, self.port = settings, free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.command = Command("serve", str(settings), "--set", f"frontend.port={self.port}")
+        self.ray_address = self.command.await_line("Ray is at").rpartition(" ")[2]
+        self.command.await_line("ready at")
+
+    def update(self, *assignments: str) -> str:
+        """Deploy the same fleet with other settings; return what the command says."""
+        sets = [f"frontend.port={self.port}", *assignments]
+        options = [word for each in sets for word in ("--set", each)]
+        where = ["--address", self.ray_address, "--detach"]
+        command = Command("serve", str(self.settings), *where, *options)
+        command.await_line("ready at")
+        assert command.process.wait(PATIENCE_S) == 0
+        return "\n".join(command.said)
+
+    def workers(self) -> list[dict]:
+        with urllib.request.urlopen(f"{self.url}/v1/workers", timeout=10) as answer:
+            return json.load(answer)["data"]
+
+    def names(self, role: str) -> set[str]:
+        return {w["name"] for w in self.workers() if w["role"] == role and not w["draining"]}
+
+    def processes(self, title: str) -> list[psutil.Process]:
+        """Return the fleet's processes of that title: Ray names them by their deployment."""
+        ours = psutil.Process(self.command.process.pid).children(recursive=True)
+        found = []
+        for process in ours:
+            try:
+                if title in " ".join(process.cmdline()) and process.status() != "zombie":
+                    found.append(process)
+            except psutil.NoSuchProcess:
+                continue
+        return found
+
+    def client(self) -> openai.AsyncOpenAI:
+        # A frontend that dies breaks its clients' connections: like any, they try again.
+        return openai.AsyncOpenAI(
+            base_url=f"{self.url}/v1", api_key="-", max_retries=3, timeout=PATIENCE_S
+        )
+
+
+@pytest.fixture(scope="session")
+def fleet(tmp_path_factory):
+    settings = tmp_path_factory.mktemp("fleet") / "fleet.yaml"
+    settings.write_text(FLEET)
+    fleet = Fleet(settings)
+    processes = psutil.Process(fleet.command.process.pid).children(recursive=True)
+    yield fleet
+    assert fleet.command.end() == 0
+    _, alive = psutil.wait_procs(processes, timeout=PATIENCE_S)
+    assert not alive
+
+
+@pytest.fixture
+def await_that():
+    def wait(condition) -> None:
+        until = time.monotonic() + PATIENCE_S
+        while not condition():
+            assert time.monotonic() < until, "it did not come about"
+            time.sleep(0.1)
+
+    return wait
+
+
+@pytest.fixture
+def command():
+    return Command
+
+
+@pytest.fixture(scope="session")
+def expected():
+    """What one engine alone answers."""
+    from stafette.workers import LLM, SamplingParams
+
+    llm = LLM(model="smollm2", max_model_len=1024, num_kv_blocks=512, num_threads=1)
+
+    def answer(prompt: str, max_tokens: int) -> str:
+        wanted = SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True)
+        (output,) = llm.generate(prompt, wanted, use_tqdm=False)
+        return output.outputs[0].text
+
+    yield answer
+    llm.close()

@@ -1,0 +1,151 @@
+"""The application on Ray Serve: real processes, real clients, and what a fleet lives through."""
+
+import asyncio
+import socket
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+
+PROMPTS = [f"Chapter {i}. The runner who carried the baton number {i} was" for i in range(6)]
+LONG = " ".join(f"Lap {i} was run in {50 + i % 9} seconds." for i in range(40))
+
+
+async def answer(client, prompt, max_tokens=40, on_text=lambda: None):
+    stream = await client.completions.create(
+        model="smollm2",
+        prompt=prompt,
+        max_tokens=max_tokens,
+        temperature=0,
+        stream=True,
+        extra_body={"ignore_eos": True},
+    )
+    text = ""
+    async for event in stream:
+        text += event.choices[0].text if event.choices else ""
+        on_text()
+    return text
+
+
+async def answers(fleet, prompts=PROMPTS, max_tokens=40, on_text=lambda: None):
+    async with fleet.client() as client:
+        asked = [answer(client, prompt, max_tokens, on_text) for prompt in prompts]
+        return await asyncio.gather(*asked)
+
+
+async def test_it_answers_as_one_engine_alone_would(fleet, expected):
+    prompts = [*PROMPTS, LONG]
+
+    assert await answers(fleet, prompts) == [expected(prompt, 40) for prompt in prompts]
+    assert (len(fleet.names("prefill")), len(fleet.names("decode"))) == (1, 2)
+
+
+async def test_a_killed_decode_worker_costs_no_token_and_is_replaced(fleet, expected, await_that):
+    before, victims = fleet.names("decode"), fleet.processes("DecodeWorker")
+    read = 0
+
+    def kill_when_underway():
+        nonlocal read
+        read += 1
+        if read == 60:
+            victims[0].kill()
+
+    got = await answers(fleet, max_tokens=80, on_text=kill_when_underway)
+
+    assert got == [expected(prompt, 80) for prompt in PROMPTS]
+    assert read > 60
+    await_that(lambda: len(fleet.names("decode")) == 2 and fleet.names("decode") != before)
+
+
+async def test_serving_goes_on_without_the_controller(fleet, expected, await_that):
+    (controller,) = fleet.processes("ServeController")
+    controller.kill()
+
+    assert await answers(fleet) == [expected(prompt, 40) for prompt in PROMPTS]
+    await_that(lambda: fleet.processes("ServeController") not in ([], [controller]))
+
+
+async def test_a_killed_frontend_leaves_the_port_to_the_others(fleet, expected, await_that):
+    victim, other = fleet.processes("stafette:Frontend")
+    victim.kill()
+
+    assert await answers(fleet) == [expected(prompt, 40) for prompt in PROMPTS]
+    await_that(lambda: len(fleet.processes("stafette:Frontend")) == 2)
+    assert other.is_running()
+
+
+async def test_a_fleet_shrinks_and_grows_without_a_failed_request(fleet, expected, await_that):
+    shrinking = asyncio.create_task(asyncio.to_thread(fleet.update, "pools.decode.replicas=1"))
+    rounds = []
+    while not shrinking.done():
+        rounds.append(await answers(fleet))
+    await shrinking
+    await_that(lambda: len(fleet.names("decode")) == 1)
+
+    await asyncio.to_thread(fleet.update)
+
+    await_that(lambda: len(fleet.names("decode")) == 2)
+    right = [expected(prompt, 40) for prompt in PROMPTS]
+    assert rounds
+    assert all(each == right for each in rounds)
+
+
+async def test_an_update_of_every_worker_fails_no_request(fleet, expected, await_that):
+    before = fleet.names("decode") | fleet.names("prefill")
+    update = asyncio.create_task(asyncio.to_thread(fleet.update, "engine.max_num_seqs=32"))
+    rounds = []
+    while not update.done():
+        rounds.append(await answers(fleet))
+    await update
+
+    right = [expected(prompt, 40) for prompt in PROMPTS]
+    assert all(each == right for each in rounds)
+    await_that(lambda: len(fleet.names("decode")) == 2 and len(fleet.names("prefill")) == 1)
+    assert not before & (fleet.names("decode") | fleet.names("prefill"))
+
+
+def test_status_and_chat_talk_to_the_fleet(fleet):
+    def run(*arguments):
+        command = [sys.executable, "-P", "-m", "stafette", *arguments, "--url", fleet.url]
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=60, check=True
+        ).stdout
+
+    status = run("status")
+    assert "pools: decode x 2, prefill x 1" in status
+    assert status.count("serving") == 3
+    assert run("chat", "Say hello.", "--max-tokens", "5").strip()
+    assert "winner" in run("router", "explain", "--last", "1")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--set", "pools.decode.replicas=1000"], "are more than this machine's"),
+        (["--set", "model=/nowhere"], "model = '/nowhere': no such file"),
+        (["--detach"], "there is no cluster to leave it on"),
+    ],
+)
+def test_what_cannot_be_is_said_in_a_line_before_anything_starts(fleet, options, words):
+    command = [sys.executable, "-P", "-m", "stafette", "serve", str(fleet.settings)]
+
+    run = subprocess.run(
+        [*command, "--address", "local", *options], capture_output=True, text=True, timeout=60
+    )
+
+    assert run.returncode == 1
+    assert words in run.stderr
+    assert len(run.stderr.strip().splitlines()) == 1
+
+
+def test_a_port_in_use_is_said_before_anything_starts(fleet):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        command = [sys.executable, "-P", "-m", "stafette", "serve", str(fleet.settings)]
+        options = ["--address", "local", "--set", f"frontend.port={port}"]
+        run = subprocess.run([*command, *options], capture_output=True, text=True, timeout=60)
+
+    assert run.returncode == 1
+    assert f"port = '127.0.0.1:{port}': cannot listen there" in run.stderr
