@@ -33,6 +33,7 @@ Send = Callable[[Message], Awaitable[None]]
 Answer = dict[str, object]
 
 PREFIX = "/v1/router"
+_METRICS = "/metrics"
 
 
 class _Gone(Exception):
@@ -59,6 +60,7 @@ class RouterApp:
             f"{PREFIX}/workers": service.describe,
         }
         self._open = {"/health": self._health, "/live": self._health, "/ready": self._ready}
+        self.paths = frozenset([*self._posts, *self._gets, *self._open, _METRICS])
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -76,7 +78,7 @@ class RouterApp:
     async def answer(self, exchange: "_Exchange") -> tuple[int, object]:
         """Return the status, and what is to be sent: a document, or text with its type."""
         method, path = exchange.method, exchange.path
-        if path == "/metrics" and method in ("GET", "HEAD"):
+        if path == _METRICS and method in ("GET", "HEAD"):
             return 200, self._exposition.render(exchange.header(b"accept"))
         if path in self._open and method in ("GET", "HEAD"):
             return 200, self._open[path]()
@@ -121,14 +123,10 @@ class RouterApp:
     def _wrong(self, method: str, path: str) -> RouterError:
         if path in self._posts:
             return WrongMethod("method", method, "use POST")
-        if path in self._gets or path in self._open or path == "/metrics":
+        if path in self.paths:
             return WrongMethod("method", method, "use GET")
-        known = ", ".join(sorted([*self._posts, *self._gets, *self._open, "/metrics"]))
+        known = ", ".join(sorted(self.paths))
         return UnknownPath("path", path, f"does not exist; there are {known}")
-
-    def is_known(self, path: str) -> bool:
-        known = (self._posts, self._gets, self._open, ("/metrics",))
-        return any(path in paths for paths in known)
 
     def _health(self) -> Answer:
         return {"status": "ok"}
@@ -159,16 +157,12 @@ class _Exchange:
         path: str = scope["path"]
         self.path = path.removeprefix(scope.get("root_path", "").rstrip("/")) or "/"
         self.query = scope["query_string"].decode("latin-1")
-        self._headers = scope["headers"]
+        self._headers: dict[bytes, bytes] = dict(scope["headers"])
         self._receive = receive
         self._send = send
 
     def header(self, name: bytes) -> str:
-        for key, value in self._headers:
-            if key == name:
-                found: str = value.decode("latin-1")
-                return found
-        return ""
+        return self._headers.get(name, b"").decode("latin-1")
 
     async def run(self, app: RouterApp) -> None:
         """Answer it: whatever goes wrong here costs no other request."""
@@ -183,7 +177,7 @@ class _Exchange:
             if answer.status >= 500 and not isinstance(error, RouterError):
                 logger.exception("%s %s failed", self.method, self.path)
             status, value, extra, code = answer.status, answer.document, answer.headers, answer.code
-        app.traffic.answers[self.path if app.is_known(self.path) else "other", code] += 1
+        app.traffic.answers[self.path if self.path in app.paths else "other", code] += 1
         body, content_type = value if isinstance(value, tuple) else self._encode(value)
         await self._respond(status, body, content_type, extra)
 

@@ -135,6 +135,8 @@ class Gossip:
         self._context.term()
 
     def _read(self) -> None:
+        if self._in.closed:  # since this was put off
+            return
         for _ in range(_BURST):
             try:
                 frames = self._in.recv_multipart(zmq.NOBLOCK)
