@@ -104,8 +104,8 @@ def option_on(request: Request, candidate: Candidate, terms: Terms) -> Option:
     cached_blocks, load_ms, pull_ms, prefill_ms, source = prompt
     load = candidate.load
     crowd = prefill_ms * terms.crowding
-    stall = stall_ms(candidate, prefill_ms, terms) if load.running else 0.0
-    decode = decode_ms(request, candidate, terms) if load.running else 0.0
+    stall = stall_ms(candidate, prefill_ms, terms) if load.requests else 0.0
+    decode = decode_ms(request, candidate, terms) if load.requests else 0.0
     room = room_ms(request, candidate, terms) if load.used_blocks else 0.0
     ttft_ms = load.queue_ms + load_ms + pull_ms + prefill_ms + room
     values = (load.queue_ms, load_ms, pull_ms, prefill_ms, crowd, stall, decode, room)
@@ -117,16 +117,20 @@ def option_on(request: Request, candidate: Candidate, terms: Terms) -> Option:
 
 
 def stall_ms(candidate: Candidate, prefill_ms: float, terms: Terms) -> float:
-    """Return what those lose that decode there while the prompt is computed."""
-    share = candidate.performance.prefill_stalls_decode * terms.cost.decode_weight
-    return candidate.load.running * prefill_ms * share
+    """Return what those lose that decode there while the prompt is computed.
+
+    Who waits there for a prompt ahead of this one decodes by then, unless that is done elsewhere.
+    """
+    load, share = candidate.load, candidate.performance.prefill_stalls_decode
+    decoding = load.running if candidate.spec.role == "prefill" else load.requests
+    return decoding * prefill_ms * share * terms.cost.decode_weight
 
 
 def decode_ms(request: Request, candidate: Candidate, terms: Terms) -> float:
-    """Return what those lose that decode there, over the steps of this request's answer."""
+    """Return what those lose that decode there, or soon will, over this answer's steps."""
     context = request.prompt_tokens + terms.expected_output_tokens / 2
     added_ms = candidate.performance.added_step_ms(context) * terms.expected_output_tokens
-    return candidate.load.running * added_ms * terms.cost.decode_weight
+    return candidate.load.requests * added_ms * terms.cost.decode_weight
 
 
 def room_ms(request: Request, candidate: Candidate, terms: Terms) -> float:
