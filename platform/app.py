@@ -30,8 +30,9 @@ def build(args: Mapping[str, Any]) -> Application:
 
 
 def application(config: Config) -> Application:
+    """Tell each little: Serve replaces a deployment's replicas when what they are told changes."""
     workers = [_worker(config, pool) for pool in config.pools]
-    return _frontend(config.frontend).bind(config, *workers)
+    return _frontend(config.frontend).bind(config.for_frontends(), *workers)
 
 
 def deployment_name(pool: str) -> str:
@@ -46,7 +47,9 @@ def _worker(config: Config, pool: str) -> Application:
     actor = _actor(own)
     if own.env:
         actor["runtime_env"] = {"env_vars": dict(own.env)}
-    return _deployment(WorkerReplica, deployment_name(pool), own, actor).bind(config, pool)
+    return _deployment(WorkerReplica, deployment_name(pool), own, actor).bind(
+        config.for_workers(pool), pool
+    )
 
 
 def _frontend(own: FrontendPool) -> Deployment:

@@ -39,6 +39,18 @@ TOKEN_VARIABLE = "STAFETTE_TOKEN"
 API_KEYS_VARIABLE = "STAFETTE_API_KEYS"
 _ROLES: Mapping[str, Role] = {"prefill": "prefill", "decode": "decode", "aggregated": "both"}
 _POOL_NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
+_STAND_IN = "any"  # a tree must have a pool that decodes
+_OF_WORKERS = ("name", "model", "cluster", "engine", "service", "transfer", "p2p", "discovery")
+_OF_FRONTENDS = (
+    "name",
+    "model",
+    "cluster",
+    "frontend",
+    "router",
+    "dispatch",
+    "service",
+    "discovery",
+)
 _ENGINE = PartOf(EngineConfig, "model", "prefix_cache_key", "share_kv_memory")
 _DISPATCH = PartOf(DispatchConfig, "model")
 _ETCD = PartOf(EtcdConfig, "ca_cert", "client_cert", "client_key")
@@ -159,6 +171,27 @@ class Config:
 
     def role(self, pool: str) -> Role:
         return self.pools[pool].role or _ROLES[pool]
+
+    def for_workers(self, pool: str) -> "Config":
+        """Return what the workers of a pool need to know, and no more."""
+        own = replace(self.pools[pool], replicas=1, role=self.role(pool))
+        return Config(
+            **{name: getattr(self, name) for name in _OF_WORKERS},
+            pools={pool: own, _STAND_IN: replace(own, role="both")},
+        )
+
+    def for_frontends(self) -> "Config":
+        """Return what frontends need to know, and no more."""
+        flags = [self.engine_flags(pool) for pool in self.pools]
+        known = {name: getattr(flags[0], name) for name in ("tokenizer", "block_size")}
+        lengths = [each.max_model_len for each in flags]
+        if None not in lengths:  # else the workers tell it
+            known["max_model_len"] = min(filter(None, lengths))
+        return Config(
+            **{name: getattr(self, name) for name in _OF_FRONTENDS},
+            engine=replace(self.engine, given=known),
+            pools={_STAND_IN: PoolConfig(role="both")},
+        )
 
     @property
     def token(self) -> bytes:

@@ -23,7 +23,7 @@ engine: {max_model_len: 1024, num_kv_blocks: 512, num_threads: 1}
 pools:
   prefill: {num_cpus: 0.5}
   decode: {replicas: 2, num_cpus: 0.5}
-frontend: {replicas: 2, drain_timeout_s: 5}
+frontend: {replicas: 2}
 service: {beat_s: 0.2, silence_s: 3}
 """
 

@@ -1,17 +1,17 @@
 """A fleet of real workers in processes of their own, and a dispatcher in this one."""
 
 import asyncio
-import json
-import os
-import signal
-import subprocess
-import sys
-import threading
-from concurrent.futures import Future
-from pathlib import Path
 
 import pytest
 
+from benchmarks.serving.nursery import (
+    KEY,
+    PATIENCE_S,
+    TOKEN,
+    Nursery,
+    WorkerProcess,
+    role_of,
+)
 from stafette.kvtransfer.event_stream.subscriber import EventSubscriber
 from stafette.platform.frontend.generator import Hints
 from stafette.platform.serving.dispatcher import DispatchConfig, Dispatcher
@@ -23,115 +23,44 @@ from stafette.workers.request import Request
 from stafette.workers.service.config import ServiceConfig
 from stafette.workers.weights.opening import open_tokenizer
 
-PROCESS = Path(__file__).with_name("worker_process.py")
-TOKEN = "the cluster's token"
-KEY = "the cluster's key"
-PATIENCE_S = 60.0
 MODEL = "smollm2"
 SERVICE = ServiceConfig(token=TOKEN.encode(), beat_s=0.2, silence_s=3.0)
 
 
-class WorkerProcess:
-    """A child of the nursery. One that was harmed is not used by another test."""
-
-    def __init__(self, name: str, pid: int, address: str) -> None:
-        self.name = name
-        self.pid = pid
-        self.address = address
-        self.harmed = False
-        self.status: Future[int] = Future()  # of its exit
-
-    def kill(self) -> None:
-        self._signal(signal.SIGKILL)
-
-    def terminate(self) -> None:
-        self._signal(signal.SIGTERM)
-
-    def stop(self) -> None:
-        self._signal(signal.SIGSTOP)
-
-    def go_on(self) -> None:
-        self._signal(signal.SIGCONT)
-
-    async def wait(self) -> int:
-        async with asyncio.timeout(PATIENCE_S):
-            return await asyncio.wrap_future(self.status)
-
-    def _signal(self, number: int) -> None:
-        self.harmed = True
-        if not self.status.done():
-            os.kill(self.pid, number)
-
-
-class Nursery:
-    """Forks workers off one process, and keeps those that a test has not harmed for the next."""
+class Pool:
+    """Workers of one nursery; those that a test has not harmed are used by the next."""
 
     def __init__(self) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", str(PROCESS)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        self._ready: dict[str, Future[WorkerProcess]] = {}
-        self._living: dict[int, WorkerProcess] = {}
+        self.nursery = Nursery()
         self._idle: dict[tuple[str, str], WorkerProcess] = {}
-        self._listener = threading.Thread(target=self._listen, daemon=True)
-        self._listener.start()
 
     async def get(self, name: str, options: dict) -> WorkerProcess:
         idle = self._idle.pop((name, str(options)), None)
-        if idle is not None:
-            return idle
-        self._ready[name] = ready = Future()
-        told = {"name": name, "role": role_of(name), "token": TOKEN} | options
-        self._process.stdin.write(json.dumps(told) + "\n")
-        self._process.stdin.flush()
-        async with asyncio.timeout(PATIENCE_S):
-            return await asyncio.wrap_future(ready)
+        return idle or await self.nursery.make(name, **options)
 
     def give_back(self, worker: WorkerProcess, options: dict) -> None:
-        key = (worker.name, str(options))
-        if worker.harmed or key in self._idle:
+        if worker.harmed:
             worker.kill()
         else:
-            self._idle[key] = worker
+            self._idle[worker.name, str(options)] = worker
 
     def close(self) -> None:
-        for worker in self._living.values():
-            worker.kill()
-        self._process.stdin.close()
-        self._process.wait(PATIENCE_S)
-        self._listener.join(PATIENCE_S)
-        self._process.stdout.close()
-
-    def _listen(self) -> None:
-        for line in self._process.stdout:
-            told = json.loads(line)
-            if "name" in told:
-                worker = self._living[told["pid"]] = WorkerProcess(**told)
-                self._ready.pop(told["name"]).set_result(worker)
-            elif told["pid"] in self._living:
-                self._living[told["pid"]].status.set_result(told["status"])
-
-
-def role_of(name: str) -> str:
-    return {"p": "prefill", "d": "decode", "b": "both"}[name[0]]
+        self.nursery.close()
 
 
 class Rig:
     """Starts workers; `dispatcher` serves from those that `start` was told of."""
 
-    def __init__(self, nursery: Nursery, tokenizer, router: RouterConfig, **dispatch) -> None:
+    def __init__(self, pool: Pool, tokenizer, router=None, service=SERVICE, **dispatch) -> None:
         self.workers: dict[str, WorkerProcess] = {}
         self._options: dict[str, dict] = {}
         self.guest = False
-        self._nursery = nursery
+        self._pool = pool
         self.tokenizer = tokenizer
         hashers = Hashers(KEY, 16)
-        self.router = KvRouter(hashers, router)
+        self.router = KvRouter(hashers, router or RouterConfig())
         self.events = EventSubscriber(self.router.index)
-        self.fleet = WorkerFleet("test", FleetConfig(service=SERVICE), self.router, self.events)
+        self.fleet = WorkerFleet("test", FleetConfig(service=service), self.router, self.events)
         config = DispatchConfig(model=MODEL, **dispatch)
         self.dispatcher = Dispatcher(config, self.fleet, self.tokenizer, PromptHasher(hashers))
         self.mover = self.dispatcher.mover
@@ -181,6 +110,14 @@ class Rig:
             while not condition(await self.ask(name, "stats")):
                 await asyncio.sleep(0.02)
 
+    async def make_frontend(self, worker: str, count: int) -> WorkerProcess:
+        """Start another frontend in a process of its own, with long answers on a worker."""
+        nursery = self._pool.nursery
+        return await nursery.make_frontend("frontend", self.workers[worker], count)
+
+    async def stats(self, name: str) -> dict:
+        return await self.ask(name, "stats")
+
     async def ask(self, name: str, operation: str, payload=None):
         return await self.fleet.clients[name].ask(operation, payload, PATIENCE_S)
 
@@ -225,18 +162,18 @@ class Rig:
         self.events.close()
         for name, worker in self.workers.items() if not self.guest else ():
             worker.go_on() if worker.harmed else None
-            self._nursery.give_back(worker, self._options[name])
+            self._pool.give_back(worker, self._options[name])
 
     async def _start(self, name: str, options: dict) -> None:
         self._options[name] = options
-        self.workers[name] = await self._nursery.get(name, options)
+        self.workers[name] = await self._pool.get(name, options)
 
 
 @pytest.fixture(scope="session")
-def nursery():
-    nursery = Nursery()
-    yield nursery
-    nursery.close()
+def pool():
+    pool = Pool()
+    yield pool
+    pool.close()
 
 
 @pytest.fixture(scope="session")
@@ -245,12 +182,12 @@ def tokenizer():
 
 
 @pytest.fixture
-async def make_rig(nursery, tokenizer):
-    """Make a rig with settings of the router and of the dispatcher."""
+async def make_rig(pool, tokenizer):
+    """Make a rig; it may have settings of its own for router, service and dispatcher."""
     made: list[Rig] = []
 
-    def make(router: RouterConfig | None = None, **dispatch) -> Rig:
-        made.append(Rig(nursery, tokenizer, router or RouterConfig(), **dispatch))
+    def make(**settings) -> Rig:
+        made.append(Rig(pool, tokenizer, **settings))
         return made[-1]
 
     yield make

@@ -4,9 +4,11 @@ import asyncio
 
 import pytest
 
+from benchmarks.serving.nursery import TOKEN
 from stafette.platform.frontend.errors import Unavailable
 from stafette.platform.frontend.generator import Hints
 from stafette.workers.errors import RequestError
+from stafette.workers.service.config import ServiceConfig
 
 STORY = "Once upon a time there was a relay team that ran through seven countries. "
 LONG = STORY * 20  # some 300 tokens
@@ -86,13 +88,16 @@ async def test_a_prompt_is_computed_elsewhere_when_its_prefill_worker_is_killed(
     await rig.start("p0", "d0", step_s=0.05)
     rig.keep_apart("p0", "d0")
     answer = asyncio.create_task(rig.answer(rig.request("r", LONG * 2, max_tokens=8)))
-    await rig.await_that(lambda: rig.fleet.clients["p0"].num_requests > 0 or answer.done())
-    await asyncio.sleep(0.15)
+    before = await rig.stats("d0")
+    await rig.await_stats("d0", lambda stats: stats["moved_bytes"] != before["moved_bytes"])
 
     rig.place_freely()
     rig.workers["p0"].kill()
 
     assert await answer == expected(LONG * 2, max_tokens=8)
+    assert rig.dispatcher.counters.handover_failures == 1
+    kept = (await rig.stats("d0"))["prefix_hits"] - before["prefix_hits"]
+    assert kept >= 64, "the chunks that had come are not computed again"
 
 
 async def test_a_worker_that_comes_back_is_used_again(rig, expected):
@@ -124,8 +129,10 @@ async def test_a_wrong_request_is_refused_and_costs_the_others_nothing(rig, expe
     assert await good == expected(STORY)
 
 
-async def test_a_role_changes_within_a_beat_and_what_is_under_way_goes_on(rig, expected):
-    await rig.start("b0", "b1", step_s=0.01)
+async def test_a_role_is_told_at_once_and_what_is_under_way_goes_on(make_rig, expected):
+    seldom = {"beat_s": 300.0, "silence_s": 900.0}  # so no beat tells it by chance
+    rig = make_rig(service=ServiceConfig(token=TOKEN.encode(), **seldom))
+    await rig.start("b0", "b1", step_s=0.01, service=seldom)
     answer = asyncio.create_task(rig.answer(rig.request("r", STORY, max_tokens=40)))
     await rig.await_that(lambda: rig.dispatcher.placement("r"))
 
