@@ -55,6 +55,7 @@ class _Held:
 
     countdown: Countdown
     lease: Appointment
+    since: float
 
 
 @dataclass(slots=True)
@@ -149,6 +150,13 @@ class MockConnector(KvConnector):
                 self._wire.tell(reader, Ended(give.id, end, reason))
         return Finish(keep=bool(self._held))
 
+    def relieve(self) -> bool:
+        key = next(iter(self._held), None)
+        if key is None or self._clock() - self._held[key].since < self._limits.grace_s:
+            return False
+        self._let_go(key)
+        return True
+
     # The worker's side
 
     def start_load(self, order: LoadOrder) -> Load:
@@ -202,8 +210,9 @@ class MockConnector(KvConnector):
 
     def _lend(self, reader: str, piece: Piece, countdown: Countdown) -> None:
         key = (reader, piece.handoff, piece.first)
-        lease = self._agenda.at(self._clock() + self._ttl_s, partial(self._let_go, key))
-        self._held[key] = _Held(countdown, lease)
+        now = self._clock()
+        lease = self._agenda.at(now + self._ttl_s, partial(self._let_go, key))
+        self._held[key] = _Held(countdown, lease, now)
         self.counters.leases += 1
         if not self._wire.tell(reader, piece):
             _log.warning("reader %s cannot be told of blocks: nobody of that name", reader)

@@ -9,7 +9,7 @@ from stafette.kvtransfer.control.host import host_id
 from stafette.kvtransfer.errors import KvTransferError
 from stafette.kvtransfer.event_log import EventLog
 from stafette.kvtransfer.event_stream.publisher import EventPublisher
-from stafette.workers.errors import EngineDead, RequestError
+from stafette.workers.errors import Declined, EngineDead, RequestError
 from stafette.workers.handover.exports import Exported
 from stafette.workers.mocker.config import ROLES, MockerConfig, Role
 from stafette.workers.mocker.core import Mocker
@@ -69,6 +69,10 @@ class MockWorker(Served):
         """Blocks that others may be reading."""
         return self.core.exports.counters.num_pinned
 
+    def relieve(self) -> None:
+        """Take back a lease whose reader has had time enough."""
+        self.core.connector.relieve()
+
     def drain(self, leave: bool = True) -> None:
         """Take nothing new; frontends are told at once, and move what is here elsewhere."""
         if leave:
@@ -103,7 +107,8 @@ class MockWorker(Served):
         return load_of(self.core.stats().scheduler, self.role, self.draining)
 
     async def generate(self, order: Order) -> AsyncGenerator[OutputDelta, None]:
-        self._raise_if_draining()
+        if not order.last_resort:
+            self._raise_if_draining()
         name, inbox, finished = order.request.request_id, Inbox(), False
         self.core.generate(order.request, order.kv_params)
         self._inboxes[name] = inbox
@@ -192,7 +197,7 @@ class MockWorker(Served):
 
     def _raise_if_draining(self) -> None:
         if self.draining:
-            raise RequestError("worker", self.name, "takes no more requests: it is draining")
+            raise Declined("worker", self.name, "takes nothing new: it is draining")
 
     async def _add_peer(self, payload: object) -> object:
         if not isinstance(payload, bytes):
@@ -229,9 +234,6 @@ class MockWorker(Served):
             "steps": stats.num_steps,
             "tokens": stats.num_tokens,
             "busy_seconds": stats.busy_seconds,
-            "prefix_queries": stats.scheduler.prefix_queries,
-            "prefix_hits": stats.scheduler.prefix_hits,
-            "preemptions": stats.scheduler.num_preemptions,
             "pulled_tokens": self.core.imports.counters.pulled_tokens,
             "shortfalls": dict(self.core.imports.counters.shortfalls),
             "pinned_blocks": self.num_pinned,

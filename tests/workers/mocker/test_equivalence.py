@@ -21,7 +21,7 @@ FLAGS = {
     "max_num_seqs": 6,
     "num_threads": 1,
 }
-REQUESTS = 40
+REQUESTS = 28
 VOCABULARY = 97  # of the toy
 
 
@@ -38,7 +38,7 @@ def arrivals(seed):
         request = Request(
             request_id=str(number), prompt_token_ids=prompt, params=params, detokenize=False
         )
-        found.append((rng.randrange(0, 120), request))
+        found.append((rng.randrange(0, 80), request))
     return sorted(found, key=lambda each: each[0])
 
 

@@ -149,6 +149,20 @@ def test_blocks_that_nobody_reads_are_let_go_when_their_lease_is_over(stage):
     settled(prefill)
 
 
+def test_a_lease_that_keeps_all_else_from_running_is_taken_back_after_its_grace(stage):
+    prefill = stage.worker("p", num_kv_blocks=12, max_model_len=192)
+    stage.worker("d")
+    stage.cluster.workers["d"].hear = lambda peer, news: None  # as if it hung
+    prefill.prefill(stage.request("p", prompt=160, max_tokens=1), GIVE, lambda exported: None)
+    stage.time.run(until=3.0)
+
+    prefill.generate(stage.request("next", prompt=[9] * 160, max_tokens=1))
+    stage.time.run()
+
+    assert 2.6 + 5.0 < stage.times("next")[0] - 2.6 < 2.6 + 5.1  # P2pConfig.grace_s
+    settled(prefill)
+
+
 def test_a_load_of_which_nothing_comes_ends_and_the_prompt_is_computed(stage):
     decode = stage.worker("d", p2p=P2pConfig(stall_timeout_s=20.0))
     stage.worker("p")
