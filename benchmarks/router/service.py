@@ -22,9 +22,9 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import median
 
 from benchmarks.common.report import Goal, Report
-from benchmarks.common.rounds import middle
 from benchmarks.engine.peers import DEFAULT_FOLDER
 from benchmarks.router.lineup import DYNAMO, OURS, Field
 from stafette.kvtransfer.blocks import ROOT, BlockHasher
@@ -175,7 +175,7 @@ def run(arguments: argparse.Namespace) -> int:
             one |= {f"{who} {name}": times[f"place_{name}"] for name in ("us", "p99_us") if times}
         for name, value in one.items():
             found.setdefault(name, []).append(value)
-    tell(report, {name: value for name, each in found.items() if (value := middle(each))})
+    tell(report, {name: median(each) for name, each in found.items()})
     return report.finish(arguments.json)
 
 
