@@ -7,7 +7,16 @@ import signal
 import sys
 
 from stafette.kvtransfer.errors import KvTransferError
-from stafette.platform.commands import chat, config, generate, kv_size, router, serve, status
+from stafette.platform.commands import (
+    chat,
+    config,
+    generate,
+    kv_size,
+    router,
+    serve,
+    status,
+    worker,
+)
 from stafette.platform.extras import extra_with
 from stafette.workers.errors import EngineError
 
@@ -19,6 +28,7 @@ COMMANDS = {
     "router": router,
     "serve": serve,
     "status": status,
+    "worker": worker,
 }
 
 

@@ -36,14 +36,26 @@ from stafette.workers.service.config import MIN_TOKEN_BYTES, ServiceConfig
 Role = Literal["prefill", "decode", "both"]
 
 TOKEN_VARIABLE = "STAFETTE_TOKEN"
+MADE_TOKEN = "made for this start"  # the origin of a token that nobody has set
 API_KEYS_VARIABLE = "STAFETTE_API_KEYS"
 _ROLES: Mapping[str, Role] = {"prefill": "prefill", "decode": "decode", "aggregated": "both"}
 _POOL_NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
 _STAND_IN = "any"  # a tree must have a pool that decodes
-_OF_WORKERS = ("name", "model", "cluster", "engine", "service", "transfer", "p2p", "discovery")
+_OF_WORKERS = (
+    "name",
+    "model",
+    "log_level",
+    "cluster",
+    "engine",
+    "service",
+    "transfer",
+    "p2p",
+    "discovery",
+)
 _OF_FRONTENDS = (
     "name",
     "model",
+    "log_level",
     "cluster",
     "frontend",
     "router",
@@ -139,6 +151,7 @@ def _default_pools() -> dict[str, PoolConfig]:
 class Config:
     name: str = "stafette"  # of the Serve application
     model: str = EMBEDDED_MODEL  # a directory, a .gguf file, or the embedded model's name
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
     cluster: ClusterConfig = ClusterConfig()
     engine: Annotated[Part[EngineConfig], _ENGINE] = _ENGINE.empty()  # of every pool
     pools: Mapping[str, PoolConfig] = field(default_factory=_default_pools)
@@ -280,7 +293,7 @@ def _token(cluster: ClusterConfig, environment: Mapping[str, str]) -> tuple[str,
         return _read_secret(Path(cluster.token_file)), f"in {cluster.token_file}"
     if given := environment.get(TOKEN_VARIABLE, ""):
         return given, TOKEN_VARIABLE
-    return secrets.token_hex(), "made for this start"
+    return secrets.token_hex(), MADE_TOKEN
 
 
 def _read_secret(path: Path) -> str:

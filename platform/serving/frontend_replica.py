@@ -11,6 +11,7 @@ from typing import Any
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
+from stafette.platform import logs
 from stafette.platform.config import Config, api_keys, api_settings
 from stafette.platform.frontend.app import Frontend
 from stafette.platform.frontend.served import Served
@@ -33,6 +34,7 @@ class FrontendReplica:
         self._config = config
         self._name = f"frontend-{serve.get_replica_context().replica_id.unique_id}"
         self._discovery = _discovery(config, [w.deployment_name for w in workers])
+        logs.set_up(config.log_level, self._name)
         self._host = node_host(config)
         self._loop = LoopThread("stafette-frontend")
         try:

@@ -21,4 +21,4 @@ def _worker(name: str, client: WorkerClient, now: float) -> dict[str, Any]:
     said: Mapping[str, object] = dict(client.description) | dict(client.load)
     known = {key: said[key] for key in (*_OF_DESCRIPTION, *_OF_LOAD) if key in said}
     heard = {"heard_s": round(now - client.load_at, 3)} if client.load else {}
-    return {"name": name, "epoch": client.epoch, **known, **heard}
+    return {"name": name, "epoch": client.epoch, "address": client.address, **known, **heard}

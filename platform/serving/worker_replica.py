@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from ray import serve
 
 from stafette.kvtransfer.directory.directory import Directory
+from stafette.platform import logs
 from stafette.platform.config import Config
 from stafette.platform.serving.assembly import service_config, worker_config
 from stafette.platform.serving.directory_discovery import open_workers_directory, publish_worker
@@ -15,6 +16,7 @@ from stafette.platform.serving.loop_thread import LoopThread
 from stafette.platform.serving.node import node_host
 from stafette.workers.errors import EngineDead
 from stafette.workers.service.engine_worker import EngineWorker
+from stafette.workers.service.life import DrainConfig, leave
 from stafette.workers.service.server import WorkerServer
 
 _log = logging.getLogger(__name__)
@@ -24,6 +26,7 @@ class WorkerReplica:
     def __init__(self, config: Config, pool: str) -> None:
         self._config, self._pool = config, pool
         self._name = f"{pool}-{serve.get_replica_context().replica_id.unique_id}"
+        logs.set_up(config.log_level, self._name)
         self._host = node_host(config)
         self._loop = LoopThread("stafette-worker")
         try:
@@ -65,11 +68,10 @@ class WorkerReplica:
         return directory
 
     async def _end(self) -> None:
-        """Take nothing new, see through what is under way, and give everything back."""
-        self._worker.drain()
+        """Take nothing new, let go what is under way, and give everything back."""
         if self._directory is not None:
             self._directory.close()
-        if not await self._server.finish(self._config.pools[self._pool].drain_timeout_s):
-            _log.warning("worker %s stops with requests under way", self._name)
+        timeout_s = self._config.pools[self._pool].drain_timeout_s
+        await leave(self._worker, self._server, DrainConfig(deadline_s=timeout_s))
         await self._server.stop()
         await self._worker.close()

@@ -21,6 +21,7 @@ from stafette.workers.service.beats import Beats
 from stafette.workers.service.config import ServiceConfig
 from stafette.workers.service.frames import Order, Refusal
 from stafette.workers.service.inbox import Inbox
+from stafette.workers.service.joining import joined
 from stafette.workers.service.outbox import Outbox
 from stafette.workers.service.server import METHOD, SERVICE, options
 
@@ -41,6 +42,7 @@ class WorkerClient:
 
     def __init__(self, name: str, channel: Any, config: ServiceConfig, on_lost: OnLost) -> None:
         self.name = name
+        self.address = ""
         self.epoch = 0
         self.description: Mapping[str, object] = {}
         self._config = config
@@ -70,6 +72,7 @@ class WorkerClient:
     ) -> "WorkerClient":
         """Return the client when both ends have proved themselves; WorkerLost tells why not."""
         client = cls(name, _channel(address, config), config, on_lost)
+        client.address = address
         try:
             await asyncio.wait_for(client._greet(frontend), config.handshake_timeout_s)
         except (grpc.aio.AioRpcError, TimeoutError, MalformedMessage, PermissionError) as error:
@@ -92,7 +95,7 @@ class WorkerClient:
         return len(self._requests) + len(self._questions)
 
     async def generate(self, order: Order) -> AsyncGenerator[OutputDelta, None]:
-        """Yield what each step adds; leaving early aborts it. The text is left to the caller.
+        """Yield what has come since the last look; leaving early aborts it. It brings no text.
 
         Cut ends it, when `cut` was called.
         """
@@ -103,9 +106,9 @@ class WorkerClient:
         try:
             self._outbox.put(frames.pack_order(frames.GENERATE, number, order))
             while not finished:
-                for delta in await inbox.next():
-                    finished = delta.finish_reason is not None
-                    yield delta
+                delta = joined(await inbox.next())
+                finished = delta.finish_reason is not None
+                yield delta
         except (RequestError, Declined):
             finished = True
             raise

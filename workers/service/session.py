@@ -10,6 +10,7 @@ from typing import Any
 from stafette.kvtransfer.errors import MalformedMessage
 from stafette.kvtransfer.strict import pack, text, whole
 from stafette.workers.errors import Declined, EngineDead, RequestError
+from stafette.workers.logging_context import REQUEST
 from stafette.workers.service import frames
 from stafette.workers.service.beats import Beats
 from stafette.workers.service.config import ServiceConfig
@@ -120,11 +121,13 @@ class Session:
             self._refuse(number, failure)
 
     async def _generate(self, number: int, order: Order) -> None:
+        REQUEST.set(order.request.request_id)
         async with aclosing(self._served.generate(order)) as deltas:
             async for delta in deltas:
-                self._outbox.put_deltas(number, (delta,))
+                self._outbox.put_delta(number, delta)
 
     async def _prefill(self, number: int, order: Order) -> None:
+        REQUEST.set(order.request.request_id)
         outcome = await self._served.prefill(order)
         self._outbox.put(pack([frames.ANSWER, number, dict(outcome)]))
 

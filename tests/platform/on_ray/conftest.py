@@ -6,9 +6,11 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.request
+from contextlib import contextmanager
 from pathlib import Path
 
 import openai
@@ -90,6 +92,20 @@ class Fleet:
         command.await_line("ready at")
         assert command.process.wait(PATIENCE_S) == 0
         return "\n".join(command.said)
+
+    @contextmanager
+    def second_node(self, resource: str):
+        """Let another raylet of this machine be a node with a resource of its own."""
+        command = [str(Path(sys.executable).with_name("ray")), "start", "--block"]
+        options = [f"--address={self.ray_address}", "--num-cpus=2", "--disable-usage-stats"]
+        offer = f"--resources={json.dumps({resource: 2})}"
+        with tempfile.TemporaryFile() as log:
+            process = subprocess.Popen([*command, *options, offer], stdout=log, stderr=log)
+            try:
+                yield psutil.Process(process.pid)
+            finally:
+                process.terminate()
+                process.wait(PATIENCE_S)
 
     def workers(self) -> list[dict]:
         with urllib.request.urlopen(f"{self.url}/v1/workers", timeout=10) as answer:

@@ -94,18 +94,52 @@ async def test_a_fleet_shrinks_and_grows_without_a_failed_request(fleet, expecte
     assert all(each == right for each in rounds)
 
 
-async def test_an_update_of_every_worker_fails_no_request(fleet, expected, await_that):
-    before = fleet.names("decode") | fleet.names("prefill")
-    update = asyncio.create_task(asyncio.to_thread(fleet.update, "engine.max_num_seqs=32"))
-    rounds = []
-    while not update.done():
-        rounds.append(await answers(fleet))
-    await update
-
+async def test_a_pool_moves_to_another_node_and_outlives_it(fleet, expected, await_that):
     right = [expected(prompt, 40) for prompt in PROMPTS]
-    assert all(each == right for each in rounds)
-    await_that(lambda: len(fleet.names("decode")) == 2 and len(fleet.names("prefill")) == 1)
-    assert not before & (fleet.names("decode") | fleet.names("prefill"))
+    with fleet.second_node("second") as node:
+        before = fleet.names("decode")
+        moving = "pools.decode.resources={second: 1}"
+        update = asyncio.create_task(asyncio.to_thread(fleet.update, moving))
+        rounds = []
+        while not update.done():
+            rounds.append(await answers(fleet))
+        await update
+        await_that(lambda: len(fleet.names("decode")) == 2 and not before & fleet.names("decode"))
+        assert all(each == right for each in rounds)
+
+        raylet = next(p for p in node.children(recursive=True) if "raylet" in p.name())
+        read = 0
+
+        def kill_when_underway():
+            nonlocal read
+            read += 1
+            if read == 60:
+                raylet.kill()
+
+        got = await answers(fleet, max_tokens=80, on_text=kill_when_underway)
+        assert got == [expected(prompt, 80) for prompt in PROMPTS]
+        await_that(
+            lambda: not fleet.names("decode")
+        )  # prefill workers decode when nobody else does
+
+    await asyncio.to_thread(fleet.update)
+    await_that(lambda: len(fleet.names("decode")) == 2)
+
+
+def test_a_worker_changes_its_role_on_demand(fleet, await_that):
+    name = min(fleet.names("decode"))
+    command = [sys.executable, "-P", "-m", "stafette", "worker", "role", name]
+    options = ["--url", fleet.url, "--config", str(fleet.settings)]
+
+    for role in ("both", "decode"):
+        subprocess.run([*command, role, *options], check=True, timeout=60)
+        await_that(lambda role=role: name in fleet.names(role))
+
+    command[-1] = "nobody"
+    run = subprocess.run([*command, "both", *options], capture_output=True, text=True, timeout=60)
+    assert run.returncode == 1
+    assert "worker = 'nobody': is not in the fleet" in run.stderr
+    assert name in run.stderr
 
 
 def test_status_and_chat_talk_to_the_fleet(fleet, await_that):

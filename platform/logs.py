@@ -1,0 +1,47 @@
+"""Log lines: readable on a terminal, JSON elsewhere, with the request that they are about."""
+
+import json
+import logging
+import sys
+import time
+
+from stafette.workers.logging_context import REQUEST
+
+
+def set_up(level: str, process: str = "") -> None:
+    """Let what stafette says go to stderr; `process` names this one among others."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(Readable() if sys.stderr.isatty() else JsonLines(process))
+    root = logging.getLogger("stafette")
+    root.handlers = [handler]
+    root.setLevel(level.upper())
+    root.propagate = False
+
+
+class Readable(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        request = REQUEST.get()
+        about = f" [{request}]" if request else ""
+        at = time.strftime("%H:%M:%S", time.localtime(record.created))
+        text = f"{at} {record.levelname:<7} {record.getMessage()}{about}"
+        return f"{text}\n{self.formatException(record.exc_info)}" if record.exc_info else text
+
+
+class JsonLines(logging.Formatter):
+    """One object a line; what is not known is left out."""
+
+    def __init__(self, process: str) -> None:
+        super().__init__()
+        self._process = process
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "at": round(record.created, 3),
+            "level": record.levelname.lower(),
+            "logger": record.name.removeprefix("stafette."),
+            "process": self._process,
+            "request": REQUEST.get(),
+            "message": record.getMessage(),
+            "error": self.formatException(record.exc_info) if record.exc_info else "",
+        }
+        return json.dumps({name: value for name, value in line.items() if value != ""})

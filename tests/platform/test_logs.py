@@ -1,0 +1,65 @@
+"""Log lines, as people and machines read them."""
+
+import json
+import logging
+
+import pytest
+
+from stafette.platform.logs import JsonLines, Readable, set_up
+from stafette.workers.logging_context import REQUEST
+
+
+@pytest.fixture
+def record():
+    return logging.LogRecord(
+        "stafette.platform.serving.fleet",
+        logging.WARNING,
+        "",
+        1,
+        "worker %s is gone",
+        ("w0",),
+        None,
+    )
+
+
+@pytest.fixture
+def request_id():
+    token = REQUEST.set("chatcmpl-1")
+    yield "chatcmpl-1"
+    REQUEST.reset(token)
+
+
+def test_a_line_of_json_says_who_and_which_request(record, request_id):
+    line = json.loads(JsonLines("frontend-a").format(record))
+
+    assert line["message"] == "worker w0 is gone"
+    assert (line["process"], line["request"]) == ("frontend-a", request_id)
+    assert (line["level"], line["logger"]) == ("warning", "platform.serving.fleet")
+    assert "error" not in line
+
+
+def test_an_error_stays_in_its_line(record):
+    try:
+        raise ValueError("broken")
+    except ValueError as error:
+        record.exc_info = (type(error), error, error.__traceback__)
+
+    assert "\n" not in JsonLines("").format(record)
+    assert json.loads(JsonLines("").format(record))["error"].endswith("ValueError: broken")
+
+
+def test_a_readable_line_ends_with_the_request(record, request_id):
+    assert Readable().format(record).endswith("WARNING worker w0 is gone [chatcmpl-1]")
+
+
+def test_what_is_no_terminal_gets_json(capfd):
+    own = logging.getLogger("stafette")
+    before = own.handlers, own.level, own.propagate
+    try:
+        set_up("info", "w0")
+        logging.getLogger("stafette.workers").info("ready")
+    finally:
+        own.handlers, own.propagate = before[0], before[2]
+        own.setLevel(before[1])
+
+    assert json.loads(capfd.readouterr().err)["process"] == "w0"
