@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 _HEAD_END = b"\r\n\r\n"
 _MAX_HEAD_BYTES = 64 << 10
@@ -54,8 +54,7 @@ class Connection(asyncio.Protocol):
             self._transport.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's are of no such class
 
     def connection_lost(self, error: Exception | None) -> None:
         self.alive = False

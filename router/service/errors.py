@@ -2,6 +2,7 @@
 
 RouterError            the router's own, which have a status and a code here
 └── ServiceError       each names a field, its value and the remedy
+    ├── MalformedHead    400  no HTTP/1.1, or far too much of it
     ├── Unauthorized     401  no token, or a wrong one: send the service's
     ├── UnknownPath      404
     ├── WrongMethod      405
@@ -33,7 +34,7 @@ _SHOWN_CHARS = 120
 _MAX_TEXT = 2_000
 _MOST_REASONS = 32
 _RETRY_S = 1.0
-_UNREAD = (408, 413)
+_UNREAD = ("malformed_head", "body_too_slow", "body_too_large")
 
 
 class ServiceError(RouterError):
@@ -54,6 +55,10 @@ class ServiceError(RouterError):
 class Unauthorized(ServiceError):
     status = 401
     code = "unauthorized"
+
+
+class MalformedHead(ServiceError):
+    code = "malformed_head"
 
 
 class UnknownPath(ServiceError):
@@ -122,14 +127,17 @@ class Told(NamedTuple):
         return str(error["code"])
 
     @property
-    def headers(self) -> list[tuple[bytes, bytes]]:
+    def headers(self) -> tuple[tuple[str, str], ...]:
         if self.status == 401:
-            return [(b"www-authenticate", b"Bearer")]
-        if self.status in _UNREAD:  # what is left of the body would have to be read, without end
-            return [(b"connection", b"close")]
+            return (("www-authenticate", "Bearer"),)
         if self.retry_after_s is None:
-            return []
-        return [(b"retry-after", str(max(1, math.ceil(self.retry_after_s))).encode())]
+            return ()
+        return (("retry-after", str(max(1, math.ceil(self.retry_after_s)))),)
+
+    @property
+    def closes(self) -> bool:
+        """Whether what is left of the request would have to be read, perhaps without end."""
+        return self.code in _UNREAD
 
 
 def told(error: Exception) -> Told:

@@ -1,22 +1,21 @@
-"""Runs the service on a socket, with uvicorn; ends gently on a signal."""
+"""Runs the service on a socket; ends gently on a signal."""
 
 import asyncio
 import contextlib
-import math
 import signal
 import socket
 import ssl
 from collections.abc import Callable, Iterator
 
-import uvicorn
-
 from stafette.router.errors import InvalidValue
 from stafette.router.service.app import RouterApp
 from stafette.router.service.config import ServiceConfig
+from stafette.router.service.http_server import HttpConnection
 
 _BACKLOG = 2_048
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_POLL_S = 0.01
+_LOOK_S = 1.0  # how often connections are looked at, at most
+_HANDSHAKE_S = 10.0
 
 
 def listen(config: ServiceConfig) -> socket.socket:
@@ -47,42 +46,35 @@ class Server:
 
     def __init__(self, app: RouterApp) -> None:
         self._app = app
-        config = app.service.config.service
-        self._inner = _Uvicorn(
-            uvicorn.Config(
-                app,
-                http="httptools",
-                ws="none",
-                lifespan="on",
-                access_log=False,
-                log_config=None,
-                server_header=False,
-                date_header=False,
-                timeout_keep_alive=math.ceil(config.keep_alive_s),
-                timeout_graceful_shutdown=math.ceil(config.drain_timeout_s),
-                ssl_certfile=config.tls_certfile,
-                ssl_keyfile=config.tls_keyfile,
-            )
-        )
-        try:
-            self._inner.config.load()
-        except (OSError, ssl.SSLError) as error:
-            raise InvalidValue("tls_certfile", config.tls_certfile, f"{error}") from None
+        self._config = app.service.config.service
+        self._tls = _tls(self._config)
+        self._connections: set[HttpConnection] = set()
+        self._stopping = asyncio.Event()
+        self._at_once = False
 
     async def run(self, listener: socket.socket, started: Callable[[], None]) -> None:
         """Serve until `stop`."""
-        serving = asyncio.create_task(self._inner.serve([listener]))
-        while not self._inner.started and not serving.done():
-            await asyncio.sleep(_POLL_S)
-        if self._inner.started:
+        loop = asyncio.get_running_loop()
+        async with self._app.service.running():
+            server = await loop.create_server(
+                lambda: HttpConnection(self._app, self._config, self._connections, loop.time()),
+                sock=listener,
+                ssl=self._tls,
+                ssl_handshake_timeout=_HANDSHAKE_S if self._tls else None,
+            )
+            looking = asyncio.create_task(self._keep_looking())
             started()
-        await serving
+            await self._stopping.wait()
+            server.close()
+            await self._drain()
+            looking.cancel()
+            await asyncio.gather(looking, return_exceptions=True)
 
     def stop(self) -> None:
         """End; a second time: at once."""
         self._app.drain()
-        self._inner.force_exit = self._inner.should_exit
-        self._inner.should_exit = True
+        self._at_once = self._stopping.is_set()
+        self._stopping.set()
 
     @contextlib.contextmanager
     def stopped_by_signals(self) -> Iterator[None]:
@@ -95,9 +87,38 @@ class Server:
             for number in _SIGNALS:
                 loop.remove_signal_handler(number)
 
+    async def _drain(self) -> None:
+        """Close each connection as soon as nothing is under way on it, in the end all of them."""
+        loop = asyncio.get_running_loop()
+        ends_at = loop.time() + self._config.drain_timeout_s
+        for connection in self._connections:
+            connection.draining = True
+        while self._connections and loop.time() < ends_at and not self._at_once:
+            self._look(loop.time())
+            await asyncio.sleep(0.01)
+        for connection in list(self._connections):
+            connection.abort()
 
-class _Uvicorn(uvicorn.Server):
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Leave signals alone: uvicorn would raise them again, and end us before our clean-up."""
-        yield
+    async def _keep_looking(self) -> None:
+        loop = asyncio.get_running_loop()
+        shortest_s = min(self._config.body_timeout_s, self._config.keep_alive_s)
+        while True:
+            self._look(loop.time())
+            await asyncio.sleep(min(_LOOK_S, shortest_s / 4))
+
+    def _look(self, now: float) -> None:
+        for connection in list(self._connections):
+            connection.check(now)
+
+
+def _tls(config: ServiceConfig) -> ssl.SSLContext | None:
+    if config.tls_certfile is None:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(config.tls_certfile, config.tls_keyfile)
+    except (OSError, ssl.SSLError) as error:
+        raise InvalidValue(
+            "tls_certfile", config.tls_certfile, f"cannot be used: {error}"
+        ) from None
+    return context

@@ -27,7 +27,19 @@ from stafette.router.service.service import RouterService
 PATIENCE_S = 30.0
 JSON = {"content-type": "application/json"}
 KEY = "a secret of the whole cluster"
-COMMAND = [sys.executable, "-P", "-m", "stafette", "--log-level", "warning", "router"]
+# `stafette router` without the other commands, whose imports take longer than all else here.
+COMMAND = [
+    sys.executable,
+    "-P",
+    "-c",
+    """
+import argparse, sys
+from stafette.platform.commands import router
+parser = argparse.ArgumentParser()
+router.add_arguments(parser)
+sys.exit(router.run(parser.parse_args()))
+""",
+]
 
 
 class Time:
@@ -40,6 +52,7 @@ class Time:
 @dataclass
 class Served:
     service: RouterService
+    server: Server
     url: str
     client: RouterClient
     token: str | None
@@ -73,7 +86,7 @@ class Served:
 
 
 class RouterProcess:
-    """`stafette router serve`, as a user starts it."""
+    """`stafette router serve` in a process of its own."""
 
     def __init__(self, *arguments: str, **variables: str) -> None:
         self._process = subprocess.Popen(
@@ -126,7 +139,7 @@ async def serving(token=None, clock=time.monotonic, key=KEY, **options) -> Async
         running = asyncio.create_task(server.run(listener, ready.set))
         await ready.wait()
         url = url_of(config.service, listener)
-        served = Served(service, url, RouterClient(url, token), token)
+        served = Served(service, server, url, RouterClient(url, token), token)
         try:
             yield served
         finally:
