@@ -2,9 +2,11 @@
 
     python worker_process.py
 
-Reads one line for each worker, as JSON: {"name", "role", "engine": {...}, ...}. All are forked off
-this process, which has imported what takes long. Tells {"name", "pid", "address"} when one is
-ready, {"pid", "status"} when one has ended.
+Reads one line for each worker, as JSON: {"name", "role", "token", "engine": {...}, ...}. All are
+forked off this process, which has imported what takes long. Tells {"name", "pid", "address"} when
+one is ready, {"pid", "status"} when one has ended. With {"name", "token", "asks": address, "count"}
+it is a frontend that has asked a worker for so many long answers, and is ready when all have begun;
+with {"name", "fleet", ...} one with HTTP (http_front.py).
 """
 
 import asyncio
@@ -14,14 +16,21 @@ import os
 import signal
 import sys
 import time
+from collections.abc import AsyncGenerator, Coroutine, Mapping
+from typing import Any
 
 from stafette.kvtransfer.agent_config import AgentConfig
 from stafette.kvtransfer.connectors.p2p.config import P2pConfig
 from stafette.workers.config import EngineConfig
+from stafette.workers.request import OutputDelta, Request
+from stafette.workers.sampling.params import SamplingParams
+from stafette.workers.service.client import WorkerClient
 from stafette.workers.service.config import ServiceConfig
 from stafette.workers.service.engine_worker import EngineWorker, WorkerConfig
+from stafette.workers.service.frames import Order
 from stafette.workers.service.life import DrainConfig, live
 from stafette.workers.service.server import WorkerServer
+from stafette.workers.service.serving import Operation
 
 FLAGS = {
     "max_num_seqs": 16,
@@ -31,11 +40,12 @@ FLAGS = {
     "num_threads": 1,
     "prefix_cache_key": "the cluster's key",
 }
+SERVICE: dict[str, Any] = {"beat_s": 0.2, "silence_s": 20.0}
 _PR_SET_PDEATHSIG = 1
 
 
 class SlowWorker(EngineWorker):
-    """Its steps may be told to take longer, so that a test can break something meanwhile."""
+    """Its steps may be told to take longer, so that something can be broken meanwhile."""
 
     step_s = 0.0
 
@@ -43,20 +53,22 @@ class SlowWorker(EngineWorker):
         runner = self.engine.engine.executor.runner
         forward = runner.forward
 
-        def slow(inputs):
+        def slow(inputs: Any) -> Any:
             time.sleep(self.step_s)
             return forward(inputs)
 
-        runner.forward = slow
+        runner.forward = slow  # type: ignore[method-assign]
 
-    def operations(self):
-        async def set_step(seconds):
+    def operations(self) -> Mapping[str, Operation]:
+        async def set_step(seconds: object) -> object:
+            assert isinstance(seconds, float)
             self.step_s = seconds
+            return None
 
         return {**super().operations(), "set_step": set_step}
 
 
-async def work(told: dict) -> bool:
+async def work(told: dict[str, Any]) -> bool:
     token = told["token"].encode()
     config = WorkerConfig(
         name=told["name"],
@@ -66,14 +78,46 @@ async def work(told: dict) -> bool:
         p2p=P2pConfig(**told.get("p2p", {})),
     )
     worker = await SlowWorker.start(config)
+    assert isinstance(worker, SlowWorker)
     worker.slow_down()
-    service = ServiceConfig(token=token, beat_s=0.2, silence_s=3.0, stop_timeout_s=1.0)
+    service = ServiceConfig(token=token, **(SERVICE | told.get("service", {})))
     server = await WorkerServer.start(worker, service)
     tell({"name": worker.name, "pid": os.getpid(), "address": server.address})
     return await live(worker, server, DrainConfig(**told.get("drain", {})))
 
 
-def tell(what: dict) -> None:
+async def front(told: dict[str, Any]) -> bool:
+    from benchmarks.serving.http_front import serve  # here: nobody else needs HTTP
+
+    await serve(told, lambda url: tell({"name": told["name"], "pid": os.getpid(), "address": url}))
+    return True
+
+
+async def ask(told: dict[str, Any]) -> bool:
+    config = ServiceConfig(token=told["token"].encode(), **SERVICE)
+    client = await WorkerClient.connect(told["worker"], told["asks"], told["name"], config)
+    streams = [client.generate(_long_order(number)) for number in range(told["count"])]
+    await asyncio.gather(*(anext(stream) for stream in streams))
+    tell({"name": told["name"], "pid": os.getpid(), "address": ""})
+    await asyncio.gather(*map(_read, streams))
+    return True
+
+
+async def _read(stream: AsyncGenerator[OutputDelta, None]) -> None:
+    async for _ in stream:
+        pass
+
+
+def _long_order(number: int) -> Order:
+    params = SamplingParams(max_tokens=900, ignore_eos=True)
+    prompt = [500 + number] * 40
+    request = Request(
+        request_id=f"long-{number}", prompt_token_ids=prompt, params=params, detokenize=False
+    )
+    return Order(request)
+
+
+def tell(what: dict[str, object]) -> None:
     os.write(1, json.dumps(what).encode() + b"\n")
 
 
@@ -86,9 +130,14 @@ def fork(line: str, parent: int) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     empty = False
     try:
-        empty = asyncio.run(work(json.loads(line)))
+        told = json.loads(line)
+        empty = asyncio.run(_life(told))
     finally:
         os._exit(0 if empty else 1)
+
+
+def _life(told: dict[str, Any]) -> Coroutine[Any, Any, bool]:
+    return front(told) if "fleet" in told else ask(told) if "asks" in told else work(told)
 
 
 def reap(*_: object) -> None:

@@ -25,6 +25,7 @@ from stafette.router.hashing import PromptHasher
 from stafette.router.router import KvRouter
 from stafette.router.service.explaining import explain
 from stafette.workers.errors import Declined, WorkerLost
+from stafette.workers.logging_context import REQUEST
 from stafette.workers.request import OutputDelta, Request
 from stafette.workers.service.client import Cut
 from stafette.workers.weights.tokenizer import Tokenizer
@@ -106,6 +107,7 @@ class Dispatcher:
         self, request: Request, index: int, hints: Hints
     ) -> AsyncGenerator[OutputDelta, None]:
         """Yield one of a request's answers, from as many workers as it takes."""
+        REQUEST.set(request.request_id)
         text = AnswerText(self._tokenizer, request, index)
         course = Course(request, index, hints, text)
         before: Leg | None = None
@@ -116,7 +118,7 @@ class Dispatcher:
             try:
                 async with aclosing(self._follow(leg)) as deltas:
                     async for delta in deltas:
-                        yield replace(delta, request_id=request.request_id, index=index)
+                        yield delta
                 return
             except Cut:
                 self.counters.drained += 1

@@ -26,7 +26,7 @@ class P2pConfig:
     read_timeout_s: float = 30.0  # of one piece
     stall_timeout_s: float = 30.0  # of a load of which nothing arrives, though its owners live
     silence_s: float = 2.0  # without a block, after which owners are asked whether they live
-    answer_timeout_s: float = 2.0  # of that question
+    answer_timeout_s: float = 5.0  # of that question
     grace_s: float = 5.0  # that blocks are kept for readers while nothing can run for lack of them
     load_timeout_s: float = 120.0  # of a whole load
     early_s: float = 20.0  # that news are kept of a load that has not begun
