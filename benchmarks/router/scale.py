@@ -24,7 +24,7 @@ TITLE = "The router's growth"
 WORKERS, QUICK_WORKERS = (10, 100, 1_000), (10, 1_000)
 BLOCKS, QUICK_BLOCKS = (100_000, 1_000_000, 10_000_000), (100_000, 500_000)
 ROUNDS = 3
-_PATIENCE_S = 600.0
+_PATIENCE_S = 1_200.0
 _COMMAND = (sys.executable, "-P", "-m", "benchmarks.router.scale_point")
 SHOWN = (
     ("index_mib", "index MiB"),
@@ -56,7 +56,7 @@ def measured(quick: bool, rounds: int) -> Found:
 
 def _ask(point: At, quick: bool) -> dict[str, float]:
     sizes = {"workers": point[0], "blocks": point[1]}
-    counts = {"events": 10_000 if quick else 40_000, "requests": 500 if quick else 2_000}
+    counts = {"events": 10_000 if quick else 40_000, "requests": 300 if quick else 1_000}
     with tempfile.TemporaryDirectory() as logs:
         child = Child("router", _COMMAND, Path(logs) / "router.log")
         try:
