@@ -4,6 +4,7 @@ In a Serve config file, or a RayService, `args` is the tree of settings itself.
 """
 
 from collections.abc import Mapping
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from ray import serve
 from ray.serve import Application, Deployment
 
 from stafette.platform.config import Config, FrontendPool, PoolConfig, load, load_mapping
+from stafette.platform.frontend.routes.about import own_version
 from stafette.platform.serving.frontend_replica import FrontendReplica
 from stafette.platform.serving.worker_replica import WorkerReplica
 
@@ -32,7 +34,8 @@ def build(args: Mapping[str, Any]) -> Application:
 def application(config: Config) -> Application:
     """Tell each little: Serve replaces a deployment's replicas when what they are told changes."""
     workers = [_worker(config, pool) for pool in config.pools]
-    return _frontend(config.frontend).bind(config.for_frontends(), *workers)
+    told = config.for_frontends()
+    return _frontend(config.frontend, told).bind(told, *workers)
 
 
 def deployment_name(pool: str) -> str:
@@ -47,14 +50,14 @@ def _worker(config: Config, pool: str) -> Application:
     actor = _actor(own)
     if own.env:
         actor["runtime_env"] = {"env_vars": dict(own.env)}
-    return _deployment(WorkerReplica, deployment_name(pool), own, actor).bind(
-        config.for_workers(pool), pool
-    )
+    told = config.for_workers(pool)
+    deployment = _deployment(WorkerReplica, deployment_name(pool), own, actor)
+    return _versioned(deployment, told).bind(told, pool)
 
 
-def _frontend(own: FrontendPool) -> Deployment:
+def _frontend(own: FrontendPool, told: Config) -> Deployment:
     kind = FrontendReplica if own.ingress == "own" else serve.ingress()(FrontendReplica)
-    return _deployment(kind, FRONTEND, own, _actor(own))
+    return _versioned(_deployment(kind, FRONTEND, own, _actor(own)), told)
 
 
 def _deployment(
@@ -70,6 +73,16 @@ def _deployment(
         graceful_shutdown_wait_loop_s=0.1,
         graceful_shutdown_timeout_s=own.drain_timeout_s + _SPARE_S,
     )(kind)
+
+
+def _versioned(deployment: Deployment, told: Config) -> Deployment:
+    """Keep the replicas of another start whose settings are the same: Serve would replace them all.
+
+    `serve.run` gives a deployment a random version unless it has one; no public argument sets it.
+    """
+    content = f"{own_version()} {told!r}".encode()
+    deployment._version = blake2b(content, key=told.token[:64], digest_size=8).hexdigest()
+    return deployment
 
 
 def _actor(own: PoolConfig | FrontendPool) -> dict[str, Any]:

@@ -25,7 +25,7 @@ class Part(Generic[T]):
     """Some fields of a config; the others are known only where it is made."""
 
     kind: type[T]
-    hidden: frozenset[str]  # fields that are not set by the user
+    hidden: frozenset[str] = field(repr=False)  # fields that are not set by the user
     given: Mapping[str, object] = field(default_factory=dict)
 
     def make(self, **rest: Any) -> T:
