@@ -1,6 +1,7 @@
 """A mock worker as a service: whoever asks it over its stream cannot tell it from a real one."""
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
 
@@ -22,6 +23,7 @@ from stafette.workers.service.load import load_of
 from stafette.workers.service.outcome import told_of
 from stafette.workers.service.serving import Operation, Served
 
+_log = logging.getLogger(__name__)
 _MOST_MOVES = 8  # in one turn of the event loop, which others wait for
 _LATE_S = 0.05  # up to which a step counts as made in time, so that the next one ends in time too
 
@@ -42,6 +44,8 @@ class MockWorker(Served):
         self._loop = asyncio.get_running_loop()
         self._epoch = time.time_ns()
         self._inboxes: dict[str, Inbox] = {}  # by request
+        self._prefills: set[asyncio.Future[Exported]] = set()
+        self._dead: EngineDead | None = None
         log = EventLog(config.name, self._epoch)
         self.core = Mocker(config, clock, log, host.wire(config.name))
         self._events = EventPublisher(log, config.events, host.context)
@@ -109,6 +113,7 @@ class MockWorker(Served):
     async def generate(self, order: Order) -> AsyncGenerator[OutputDelta, None]:
         if not order.last_resort:
             self._raise_if_draining()
+        self._raise_if_dead()
         name, inbox, finished = order.request.request_id, Inbox(), False
         self.core.generate(order.request, order.kv_params)
         self._inboxes[name] = inbox
@@ -126,6 +131,7 @@ class MockWorker(Served):
         if order.cached_only:
             return told_of(self.core.offer(order.request, order.kv_params))
         self._raise_if_draining()
+        self._raise_if_dead()
         done: asyncio.Future[Exported] = self._loop.create_future()
 
         def exported(what: Exported) -> None:
@@ -133,9 +139,11 @@ class MockWorker(Served):
                 done.set_result(what)
 
         self.core.prefill(order.request, order.kv_params, exported)
+        self._prefills.add(done)
         try:
             return told_of(await done)
         finally:
+            self._prefills.discard(done)
             self.core.abort(order.request.request_id)
 
     def operations(self) -> Mapping[str, Operation]:
@@ -157,13 +165,8 @@ class MockWorker(Served):
     async def close(self) -> None:
         """End what is under way, and give everything back."""
         self._host.remove(self.name)
-        self.core.on_wake = lambda: None
+        self._fail(EngineDead("engine", "closed", "start another one"))
         self.core.close()
-        if self._timer is not None:
-            self._timer.cancel()
-        dead = EngineDead("engine", "closed", "start another one")
-        for inbox in self._inboxes.values():
-            inbox.fail(dead)
         await asyncio.to_thread(self._events.close)
 
     # Time
@@ -181,17 +184,41 @@ class MockWorker(Served):
     def _turn(self) -> None:
         """Make the steps that are due, but leave some of the loop's time to others."""
         self._timer, self._stepping = None, True
+        try:
+            self._make_steps()
+        except Exception as error:
+            _log.exception("mock worker %s stopped", self.name)
+            self._fail(EngineDead("engine", repr(error), "restart it; the log has the reason"))
+            return
+        self._stepping = False
+        self._arm()
+
+    def _make_steps(self) -> None:
         for _ in range(_MOST_MOVES):
             now, due = self._clock(), self.core.next_step_at()
             if due is None or due > now:
-                break
+                return
             self.late_seconds += now - due
             for delta in self.core.step(due if now - due < _LATE_S else now):
                 inbox = self._inboxes.get(delta.request_id)
                 if inbox is not None:
                     inbox.put(delta)
-        self._stepping = False
-        self._arm()
+
+    def _fail(self, dead: EngineDead) -> None:
+        """No step is made any more; whoever waits hears why."""
+        self._dead = self._dead or dead
+        self._stepping = True
+        if self._timer is not None:
+            self._timer.cancel()
+        for inbox in self._inboxes.values():
+            inbox.fail(dead)
+        for prefill in self._prefills:
+            if not prefill.done():
+                prefill.set_exception(dead)
+
+    def _raise_if_dead(self) -> None:
+        if self._dead is not None:
+            raise EngineDead(*self._dead.args)
 
     # What else can be asked
 

@@ -17,7 +17,7 @@ from stafette.workers.request import Request
 FLAGS = {
     "tokenizer": "smollm2",  # the toy has none; its prompts are tokens
     "max_model_len": 256,
-    "num_kv_blocks": 24,  # so few that sequences are preempted and prefixes evicted
+    "num_kv_blocks": 20,  # so few that sequences are preempted and prefixes evicted
     "max_num_seqs": 6,
     "num_threads": 1,
 }
