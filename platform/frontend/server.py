@@ -13,6 +13,7 @@ import uvicorn
 from stafette.platform.frontend.app import Frontend
 from stafette.platform.frontend.config import FrontendConfig
 from stafette.platform.frontend.errors import InvalidSetting
+from stafette.platform.frontend.gathering import GatheringProtocol
 
 _BACKLOG = 2048
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -57,7 +58,7 @@ class Server:
         self._inner = _Uvicorn(
             uvicorn.Config(
                 app,
-                http="httptools",
+                http=GatheringProtocol,
                 ws="none",
                 lifespan="on",
                 access_log=False,

@@ -145,15 +145,9 @@ def _item(number: int, delta: OutputDelta) -> list[object]:
 
 
 def _read_item(item: list[object], request_ids: dict[int, str]) -> tuple[int, OutputDelta] | None:
+    if len(item) == 3:
+        return _read_plain(item[0], item[1], item[2], request_ids)
     match item:
-        case [int(key), [*token_ids], cached]:
-            name = request_ids.get(key)
-            if name is None:
-                return None
-            ids = [whole(token, "token", _U32_END) for token in token_ids]
-            return key, OutputDelta(
-                name, 0, ids, "", num_cached_tokens=whole(cached, "cached", _U32_END)
-            )
         case [int(key), [*token_ids], cached, reason, stop, error, scores, prompt_scores, vector]:
             name = request_ids.get(key)
             if name is None:
@@ -174,6 +168,23 @@ def _read_item(item: list[object], request_ids: dict[int, str]) -> tuple[int, Ou
                 embedding=None if vector is None else exact(vector, "embedding", bytes),
             )
     raise MalformedMessage("delta", "[number, token ids, cached, ...]")
+
+
+def _read_plain(
+    key: object, token_ids: object, cached: object, request_ids: dict[int, str]
+) -> tuple[int, OutputDelta] | None:
+    """Read what nearly every token comes as."""
+    number = whole(key, "number", NUMBER_END)
+    name = request_ids.get(number)
+    if name is None:
+        return None
+    ids = exact(token_ids, "token ids", list)
+    for token in ids:
+        if type(token) is not int or not 0 <= token < _U32_END:
+            raise MalformedMessage("token", f"a whole number below {_U32_END}")
+    return number, OutputDelta(
+        name, 0, ids, "", None, None, None, None, whole(cached, "cached", _U32_END)
+    )
 
 
 def _pack_logprobs(scores: list[TokenLogprobs] | None) -> list[object] | None:

@@ -12,22 +12,25 @@ class Inbox:
     def __init__(self) -> None:
         self._deltas: list[OutputDelta] = []
         self._error: EngineError | None = None
-        self._news = asyncio.Event()
+        self._news: asyncio.Future[None] | None = None  # of the one who waits
 
     def put(self, delta: OutputDelta) -> None:
         self._deltas.append(delta)
-        self._news.set()
+        self._wake()
 
     def fail(self, error: EngineError) -> None:
         self._error = self._error or error
-        self._news.set()
+        self._wake()
 
     async def next(self) -> list[OutputDelta]:
-        await self._news.wait()
-        self._news.clear()
+        while not self._deltas:
+            if self._error is not None:
+                raise type(self._error)(*self._error.args)
+            self._news = asyncio.get_running_loop().create_future()
+            await self._news
         deltas, self._deltas = self._deltas, []
-        if not deltas and self._error is not None:
-            raise type(self._error)(*self._error.args)
-        if self._error is not None:
-            self._news.set()
         return deltas
+
+    def _wake(self) -> None:
+        if self._news is not None and not self._news.done():
+            self._news.set_result(None)

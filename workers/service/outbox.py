@@ -1,10 +1,11 @@
 """What is to be sent on a stream: many put, one writer takes all that has come at once."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 
 from stafette.workers.request import OutputDelta
 from stafette.workers.service import frames
+from stafette.workers.service.joining import joined
 
 Write = Callable[[bytes], Awaitable[object]]
 
@@ -14,19 +15,21 @@ class Overflow(Exception):
 
 
 class Outbox:
-    """Deltas that wait are sent in one message, so that a slow reader gets fewer, larger ones."""
+    """Deltas that wait are sent in one message, those of one request as one: a slow reader gets
+    fewer, larger ones.
+    """
 
     def __init__(self, max_unsent_bytes: int) -> None:
         self._max_unsent_bytes = max_unsent_bytes
-        self._deltas: list[tuple[int, OutputDelta]] = []
+        self._deltas: dict[int, list[OutputDelta]] = {}  # by request
         self._messages: list[bytes] = []
         self._unsent_bytes = 0
         self._news = asyncio.Event()
         self._overflown = False
 
-    def put_deltas(self, number: int, deltas: Sequence[OutputDelta]) -> None:
-        self._deltas += [(number, delta) for delta in deltas]
-        self._count(sum(_cost(delta) for delta in deltas))
+    def put_delta(self, number: int, delta: OutputDelta) -> None:
+        self._deltas.setdefault(number, []).append(delta)
+        self._count(_cost(delta))
 
     def put(self, message: bytes) -> None:
         self._flush()  # what was said before it arrives before it
@@ -47,8 +50,9 @@ class Outbox:
 
     def _flush(self) -> None:
         if self._deltas:
-            self._messages.append(frames.pack_deltas(self._deltas))
-            self._deltas = []
+            waiting = [(number, joined(deltas)) for number, deltas in self._deltas.items()]
+            self._messages.append(frames.pack_deltas(waiting))
+            self._deltas = {}
 
     def _count(self, nbytes: int) -> None:
         self._unsent_bytes += nbytes
