@@ -1,0 +1,38 @@
+{{/* How many workers there are and how many pods take them; as JSON, read with fromJson. */}}
+
+{{/* By pool, and for the frontend: replicas, num_cpus and num_gpus of each. */}}
+{{- define "stafette.pools" -}}
+{{- $pools := dict -}}
+{{- range $name, $pool := .Values.config.pools -}}
+{{- $own := dict "replicas" (dig "replicas" 1 $pool | int) "cpus" (dig "num_cpus" 1.0 $pool) "gpus" (dig "num_gpus" 0.0 $pool) -}}
+{{- $_ := set $pools $name $own -}}
+{{- end -}}
+{{- with .Values.config.frontend -}}
+{{- $_ := set $pools "frontend" (dict "replicas" (.replicas | default 1 | int) "cpus" (.num_cpus | default 0.0) "gpus" (.num_gpus | default 0.0)) -}}
+{{- end -}}
+{{- toJson $pools -}}
+{{- end -}}
+
+{{/* Of one group: pods, min, max. Takes (dict "root" $ "group" $group). */}}
+{{- define "stafette.pods" -}}
+{{- $pools := include "stafette.pools" .root | fromJson -}}
+{{- $pods := 0 -}}
+{{- range $pool, $count := .group.workers -}}
+{{- $replicas := (get $pools $pool | default (dict "replicas" 0)).replicas -}}
+{{- $pods = max $pods (divf $replicas $count | ceil | int) -}}
+{{- end -}}
+{{- $pods = hasKey .group "pods" | ternary (get .group "pods") $pods | int -}}
+{{- $max := hasKey .group "maxPods" | ternary (get .group "maxPods") $pods | int -}}
+{{- $min := hasKey .group "minPods" | ternary (get .group "minPods") (min $pods $max) | int -}}
+{{- toJson (dict "pods" $pods "min" $min "max" $max) -}}
+{{- end -}}
+
+{{/* Whole CPUs of a quantity, as KubeRay tells them to Ray: 1500m are 2. */}}
+{{- define "stafette.cpus" -}}
+{{- $cpu := toString . -}}
+{{- if hasSuffix "m" $cpu -}}
+{{- divf (trimSuffix "m" $cpu | float64) 1000 | ceil -}}
+{{- else -}}
+{{- float64 $cpu | ceil -}}
+{{- end -}}
+{{- end -}}

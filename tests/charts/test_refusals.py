@@ -1,0 +1,126 @@
+"""Wrong values stop at `helm install`, with the value's name and what to do."""
+
+import math
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+GPUS = {"config": {"pools": {"decode": {"num_gpus": 1}}}}
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"imag": {}}, "'imag' not allowed"),
+        ({"image": {"tags": "1"}}, "at '/image': additional properties 'tags' not allowed"),
+        ({"config": {"modle": "x"}}, "at '/config': additional properties 'modle' not allowed"),
+        (
+            {"config": {"engine": {"max_model_length": 1}}},
+            "at '/config/engine': additional properties 'max_model_length' not allowed",
+        ),
+        (
+            {"config": {"pools": {"decode": {"replica": 2}}}},
+            "at '/config/pools/decode': additional properties 'replica' not allowed",
+        ),
+        ({"groups": {"decode": {"toleration": []}}}, "'toleration' not allowed"),
+        ({"groups": {"decode": {"tolerations": [{"keys": "a"}]}}}, "'keys' not allowed"),
+        ({"groups": {"decode": {"resources": {"limit": {}}}}}, "'limit' not allowed"),
+        ({"config": {"pools": {"decode": {"replicas": "2"}}}}, "got string, want integer"),
+        ({"image": {"tag": "a b"}}, "at '/image/tag'"),
+        ({"upgrade": {"strategy": "NewClusterWithIncrementalUpgrade"}}, "at '/upgrade/strategy'"),
+        ({"config": {"frontend": {"ingress": "serve"}}}, "value must be 'own'"),
+        ({"config": {"frontend": {"port": 80}}}, "at '/config/frontend/port'"),
+        ({"config": {"cluster": {"token": "x" * 40}}}, "'token' not allowed"),
+        ({"config": {"discovery": {"etcd": {"password": "x"}}}}, "'password' not allowed"),
+        ({"monitoring": {"alerts": {"firstTokenSeconds": 3}}}, "'/monitoring/alerts/firstTok"),
+    ],
+)
+def test_schema_refuses(chart, values, says):
+    assert says in chart.refusal(values)
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        (
+            {"groups": {"decode": {"minPods": 3, "maxPods": 2}}},
+            "groups.decode.minPods: 3 is above maxPods, 2",
+        ),
+        (
+            {"groups": {"decode": {"pods": 5, "maxPods": 4}}},
+            "groups.decode.pods: 5 must be between minPods and maxPods, 4 and 4",
+        ),
+        (
+            {"config": {"pools": {"decode": None}}, "groups": {"decode": None}},
+            "config.pools: of prefill none decodes: add one named decode, or aggregated",
+        ),
+        (
+            {"config": {"pools": {"fast": {"replicas": 1}}}},
+            "config.pools.fast.role: must be given: prefill, decode or both",
+        ),
+        ({"groups": {"decode": None}}, "groups: none takes decode: give one of them workers"),
+        (
+            {"groups": {"decode": {"workers": {"decoder": 1}}}},
+            "groups.decode.workers.decoder: is no pool of config.pools: there are decode, frontend",
+        ),
+        (
+            {"config": {"pools": {"decode": {"replicas": 4}}}, "groups": {"decode": {"pods": 2}}},
+            "config.pools.decode.replicas: 4 do not fit on the pods of decode, which take 2",
+        ),
+        (GPUS, "groups.decode.gpu.type: must be given, since its workers take GPUs (num_gpus)"),
+        (
+            {
+                "config": {"pools": {"decode": {"num_gpus": 2}}},
+                "groups": {"decode": {"gpu": {"type": "any", "count": 1}}},
+            },
+            "groups.decode.gpu.count: 1 is less than the 2 that its workers take (num_gpus)",
+        ),
+        (
+            {"config": {"pools": {"decode": {"num_cpus": 4}}}},
+            "groups.decode.resources.limits.cpu: 1 is less than the 4 that its workers take",
+        ),
+        (
+            {"gcsFaultTolerance": {"enabled": True}},
+            "gcsFaultTolerance.redisAddress: must be given",
+        ),
+        (
+            {"modelVolume": {"claimName": "a", "hostPath": "/b"}},
+            "modelVolume: claimName, hostPath and image exclude each other",
+        ),
+        (
+            {"config": {"discovery": {"backend": "etcd"}}},
+            "config.discovery.etcd.endpoints: must be given where backend is etcd",
+        ),
+        ({"fullnameOverride": "1st"}, "must begin with a letter"),
+    ],
+)
+def test_chart_refuses_what_no_schema_can_say(chart, values, says):
+    assert says in chart.refusal(values)
+
+
+sizes = st.integers(1, 6)
+
+
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(replicas=sizes, per_pod=sizes, pods=st.none() | sizes, low=st.none() | sizes)
+def test_what_is_accepted_has_room_for_every_worker(chart, replicas, per_pod, pods, low):
+    group = {"workers": {"decode": per_pod}, "resources": {"limits": {"cpu": per_pod}}}
+    given_sizes = {"pods": pods, "minPods": low}
+    group |= {name: value for name, value in given_sizes.items() if value is not None}
+    values = {
+        "config": {"pools": {"decode": {"replicas": replicas}}},
+        "groups": {"decode": group},
+    }
+    needed = math.ceil(replicas / per_pod)
+    there = needed if pods is None else pods
+    least = there if low is None else low
+
+    if there * per_pod < replicas or least > there:
+        assert chart.refusal(values)
+        return
+
+    made = chart.render(values).groups["decode"]
+    assert (made["replicas"], made["minReplicas"], made["maxReplicas"]) == (there, least, there)
