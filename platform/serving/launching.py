@@ -111,6 +111,7 @@ def _connect(address: str, choice: RayChoice) -> None:
     if address != LOCAL:
         _join(address, level, choice.log_to_driver)
         return
+    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 would let anything go before us
     os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "1" if choice.log_to_driver else "0")
     ray.init(
         LOCAL,

@@ -17,7 +17,7 @@ import openai
 import psutil
 import pytest
 
-PATIENCE_S = 120.0
+PATIENCE_S = 240.0
 FLEET = """\
 model: smollm2
 cluster: {token: the token of a tested cluster}
@@ -80,8 +80,12 @@ class Fleet:
         self.settings, self.port = settings, free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.command = Command("serve", str(settings), "--set", f"frontend.port={self.port}")
-        self.ray_address = self.command.await_line("Ray is at").rpartition(" ")[2]
-        self.command.await_line("ready at")
+        try:
+            self.ray_address = self.command.await_line("Ray is at").rpartition(" ")[2]
+            self.command.await_line("ready at")
+        except BaseException:
+            self.command.end()
+            raise
 
     def update(self, *assignments: str) -> str:
         """Deploy the same fleet with other settings; return what the command says."""
