@@ -120,7 +120,10 @@ class HttpConnection(asyncio.Protocol):
         """Close what is idle for too long; refuse what does not arrive."""
         waited_s = now - self._since
         if self.state is State.IDLE and (self.draining or waited_s > self._config.keep_alive_s):
-            self.close()
+            if waited_s > self._config.keep_alive_s and self._has_unsent:
+                self.abort()  # its client does not read
+            else:
+                self.close()
         elif self.state is State.READING and waited_s > self._config.body_timeout_s:
             remedy = f"did not arrive within {self._config.body_timeout_s:g} s: send it faster"
             self._break_off(BodyTooSlow("body", f"{self._size} bytes", remedy))
@@ -128,6 +131,10 @@ class HttpConnection(asyncio.Protocol):
     def close(self) -> None:
         if self._transport is not None:
             self._transport.close()
+
+    @property
+    def _has_unsent(self) -> bool:
+        return self._transport is not None and self._transport.get_write_buffer_size() > 0
 
     def abort(self) -> None:
         if self._transport is not None:

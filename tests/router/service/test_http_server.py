@@ -255,7 +255,8 @@ class Collector(asyncio.Transport):
     def __init__(self) -> None:
         super().__init__()
         self.written = b""
-        self.closed = False
+        self.unsent = 0
+        self.closed = self.aborted = False
 
     def write(self, data) -> None:
         self.written += data
@@ -264,7 +265,10 @@ class Collector(asyncio.Transport):
         self.closed = True
 
     def abort(self) -> None:
-        self.closed = True
+        self.closed = self.aborted = True
+
+    def get_write_buffer_size(self) -> int:
+        return self.unsent
 
     def is_closing(self) -> bool:
         return self.closed
@@ -285,6 +289,21 @@ def answers_to(pieces) -> bytes:
         return transport.written
 
     return asyncio.run(feed())
+
+
+@pytest.mark.parametrize("unsent", [0, 1])
+async def test_a_client_that_does_not_read_is_not_waited_for(unsent):
+    transport = Collector()
+    transport.unsent = unsent
+    connection = HttpConnection(Echo(), ServiceConfig(keep_alive_s=10), set(), 100.0)
+    connection.connection_made(transport)
+
+    connection.check(110.0)
+    still_open = not transport.closed
+    connection.check(110.1)
+
+    assert still_open
+    assert (transport.closed, transport.aborted) == (True, bool(unsent))
 
 
 SEVERAL = post("a", {"x": 1}) + b"GET /b?c HTTP/1.1\r\nhost: x\r\n\r\n" + post("d", [])
