@@ -15,101 +15,27 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from statistics import median
 
 import psutil
-import uvloop
 
 from benchmarks.common.report import Goal, Report
-from benchmarks.common.rounds import middle, turns
-from benchmarks.serving.load import one_by_one, together
+from benchmarks.common.rounds import middle
+from benchmarks.serving.measuring import GOALS, Running, measured
 
 SERVER = Path(__file__).with_name("frontend_server.py")
 NAMES = ("stafette", "fastapi", "asgi")
-CLIENTS = 32
-MARK = b" tok"
-PACED_STEP_S = 0.02
-LATENCY = "1 token, one at a time, p50 ms"
-REQUESTS = "1-token requests/s at 32 concurrent"
-TOKENS = "tokens/s at 32 × 200"
-PACED = "CPU µs per token, paced"
-Found = dict[str, float]
-_WARM = 20
 
 
 @contextmanager
-def server(name: str, step_s: float) -> Iterator[tuple[int, psutil.Process]]:
-    """Run a contender; give its port and its process."""
+def server(name: str, step_s: float) -> Iterator[Running]:
+    """Run a contender."""
     command = [sys.executable, "-P", str(SERVER), name, str(step_s)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
-            port = int(process.stdout.readline())
-            uvloop.run(one_by_one(port, MARK, _WARM, 4))
-            yield port, psutil.Process(process.pid)
+            yield Running(int(process.stdout.readline()), [psutil.Process(process.pid)])
         finally:
             process.kill()
-
-
-def latency(name: str, quick: bool) -> Found:
-    """Answers of one token, one at a time."""
-    with server(name, 0.0) as (port, _):
-        answers = uvloop.run(one_by_one(port, MARK, 300 if quick else 2_000, 1))
-    return {LATENCY: median(answer.total_s for answer in answers) * 1e3}
-
-
-def requests(name: str, quick: bool) -> Found:
-    """As many answers of one token as there can be."""
-    with server(name, 0.0) as (port, process):
-        each = 20 if quick else 200
-        count, took, cpu = _loaded(port, process, each, 1)
-    return {REQUESTS: count / took, "CPU µs per such request": cpu / count * 1e6}
-
-
-def tokens(name: str, quick: bool) -> Found:
-    """As many tokens as there can be. Nothing comes together: each step is a write of its own."""
-    with server(name, 0.0) as (port, process):
-        count, took, cpu = _loaded(port, process, 2 if quick else 10, 200)
-    return {TOKENS: count / took, "CPU µs per such token": cpu / count * 1e6}
-
-
-def paced(name: str, quick: bool) -> Found:
-    """Tokens that come every 20 ms, as from an engine."""
-    with server(name, PACED_STEP_S) as (port, process):
-        count, _, cpu = _loaded(port, process, 1, 50 if quick else 150)
-    return {PACED: cpu / count * 1e6}
-
-
-def _loaded(
-    port: int, process: psutil.Process, each: int, max_tokens: int
-) -> tuple[int, float, float]:
-    """Return tokens, seconds, and the server's CPU seconds; all answers must be whole."""
-    before = process.cpu_times()
-    answers, took = uvloop.run(together(port, MARK, CLIENTS, each, max_tokens))
-    after = process.cpu_times()
-    short = [answer for answer in answers if answer.tokens != max_tokens]
-    assert not short, f"{len(short)} answers lack tokens: {short[0]}"
-    spent = after.user + after.system - before.user - before.system
-    return len(answers) * max_tokens, took, spent
-
-
-MEASURES = (latency, requests, tokens, paced)
-GOALS = (
-    (LATENCY, {"at_most": 2.0}),
-    (REQUESTS, {"at_least": 1_200.0}),
-    (TOKENS, {"at_least": 100_000.0}),
-    (PACED, {"at_most": 80.0}),
-)
-
-
-def measured(names: list[str], rounds: int, quick: bool) -> dict[str, dict[str, list[float]]]:
-    """Return what was found, by figure and contender; who begins changes from round to round."""
-    found: dict[str, dict[str, list[float]]] = {}
-    for measure in MEASURES:
-        for _, name in turns(names, rounds):
-            for figure, value in measure(name, quick).items():
-                found.setdefault(figure, {}).setdefault(name, []).append(value)
-    return found
 
 
 def main() -> int:
@@ -125,7 +51,7 @@ def main() -> int:
     if "fastapi" in names and not _has_fastapi():
         names.remove("fastapi")
         report.note("fastapi is not installed: pip install fastapi")
-    found = measured(names, rounds, arguments.quick)
+    found = measured(server, names, rounds, arguments.quick)
     rows = [[figure, *(middle(of[name]) for name in names)] for figure, of in found.items()]
     report.table("medians", ["", *names], rows)
     for figure, bound in GOALS:

@@ -117,7 +117,7 @@ def fastapi_app(engine: StepEngine) -> Any:
         return StreamingResponse(events(body.max_tokens), media_type="text/event-stream")
 
     async def events(max_tokens: int) -> AsyncIterator[str]:
-        async for deltas in engine.stream(_request(max_tokens), Hints()):
+        async for deltas in engine.stream(step_request(max_tokens), Hints()):
             for delta in deltas:
                 choice = {"index": 0, "delta": {"content": delta.text}, "finish_reason": None}
                 chunk = {"object": "chat.completion.chunk", "model": "mock", "choices": [choice]}
@@ -137,7 +137,7 @@ def asgi_app(engine: StepEngine) -> Any:
         body = json.loads((await receive())["body"])
         headers = [(b"content-type", b"text/event-stream")]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
-        async for deltas in engine.stream(_request(body["max_tokens"]), Hints()):
+        async for deltas in engine.stream(step_request(body["max_tokens"]), Hints()):
             text = "".join(f"data: {delta.text}\n\n" for delta in deltas).encode()
             await send({"type": "http.response.body", "body": text, "more_body": True})
         await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
@@ -145,7 +145,7 @@ def asgi_app(engine: StepEngine) -> Any:
     return app
 
 
-def _request(max_tokens: int) -> Request:
+def step_request(max_tokens: int) -> Request:
     params = SamplingParams(max_tokens=max_tokens)
     return Request(request_id="mock", prompt_token_ids=[1], params=params)
 

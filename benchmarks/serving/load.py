@@ -26,6 +26,7 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._done: asyncio.Future[Answer] | None = None
         self._parts: list[bytes] = []
+        self._tail = b""
         self._sent = self._first = 0.0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -35,7 +36,8 @@ class Connection(asyncio.Protocol):
         if not self._parts:
             self._first = time.perf_counter() - self._sent
         self._parts.append(data)
-        if data.endswith(_LAST_CHUNK) and self._done is not None:
+        self._tail = (self._tail + data)[-len(_LAST_CHUNK) :]
+        if self._tail == _LAST_CHUNK and self._done is not None:
             whole = b"".join(self._parts)
             total = time.perf_counter() - self._sent
             tokens = whole.count(self._mark)

@@ -14,7 +14,7 @@ from stafette.workers.service.config import ServiceConfig
 from stafette.workers.service.frames import Order
 from stafette.workers.service.server import WorkerServer
 
-PATIENCE_S = 20.0
+PATIENCE_S = 30.0
 
 
 async def await_that(condition) -> None:
