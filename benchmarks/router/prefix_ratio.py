@@ -144,7 +144,7 @@ def goals(sweep: Sweep, report: Report) -> None:
 def chart(path: str, sweep: Sweep) -> None:
     shown = (
         ("ttft_mean_ms", "TTFT mean, ms"),
-        ("requests_s", "requests/s"),
+        ("total_mean_ms", "answer mean, ms"),
         ("hit_percent", "hit %"),
     )
     modes = list(dict.fromkeys(mode for mode, _, _ in sweep.found))

@@ -1,4 +1,7 @@
-"""One point of scale.py, in a fresh process: a router with so many workers and blocks."""
+"""One point of scale.py, in a fresh process: a router with so many workers and blocks.
+
+All times are of this thread's CPU: the router waits for nothing, and others may want the cores.
+"""
 
 import asyncio
 import gc
@@ -80,9 +83,9 @@ class Point:
         times = []
         for number in range(_SETTLED + requests):
             request = self._request(number)
-            began = time.perf_counter()
+            began = time.thread_time()
             self.router.place(request)
-            times.append(time.perf_counter() - began)
+            times.append(time.thread_time() - began)
             self.router.first_token(request.request_id)
             under_way.append(request.request_id)
             if len(under_way) > _PER_WORKER * len(self.workers):
@@ -120,10 +123,10 @@ class Point:
 
     def _apply(self, batches: Sequence[EventBatch]) -> float:
         on_batch = self.router.index.on_batch
-        began = time.perf_counter()
+        began = time.thread_time()
         for batch in batches:
             on_batch(batch)
-        return time.perf_counter() - began
+        return time.thread_time() - began
 
     def _request(self, number: int) -> Request:
         """Half of the prompts are held whole by one worker, two in five only begun, others new."""
