@@ -66,7 +66,18 @@ def _own_settings() -> dict[str, Any]:
         del settings["discovery"]["properties"]["etcd"]["properties"][name]
     settings["frontend"]["properties"]["ingress"] = {"const": "own", "default": "own"}
     settings["frontend"]["properties"]["port"] |= {"minimum": 1024, "maximum": 65_535}
-    return own | {"required": ["name", "model", "pools", "frontend"]}
+    return _of_text(own) | {"required": ["name", "model", "pools", "frontend"]}
+
+
+def _of_text(part: Any) -> Any:
+    """Hold every string to what YAML can hold, as schema.yaml does."""
+    if isinstance(part, list):
+        return [_of_text(each) for each in part]
+    if not isinstance(part, dict):
+        return part
+    if part.get("type") == "string" and "enum" not in part:
+        return {"$ref": "#/definitions/text"} | {k: v for k, v in part.items() if k == "default"}
+    return {name: _of_text(each) for name, each in part.items()}
 
 
 def _closed(part: Any) -> Any:

@@ -1,6 +1,7 @@
 """Wrong values stop at `helm install`, with the value's name and what to do."""
 
 import math
+from unicodedata import category
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -124,3 +125,31 @@ def test_what_is_accepted_has_room_for_every_worker(chart, replicas, per_pod, po
 
     made = chart.render(values).groups["decode"]
     assert (made["replicas"], made["minReplicas"], made["maxReplicas"]) == (there, least, there)
+
+
+texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12)
+
+
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(text=texts)
+def test_any_text_arrives_as_it_is_or_is_refused(chart, text):
+    held = not any(category(each)[0] == "C" or each in "\u2028\u2029" for each in text)
+    values = {
+        "config": {"model": text},
+        "service": {"annotations": {"note": text}},
+        "groups": {"decode": {"env": [{"name": "NOTE", "value": text}]}},
+        "gcsFaultTolerance": {"enabled": True, "redisAddress": text},
+    }
+    if not held:
+        assert chart.refusal({"config": values["config"]})
+        assert chart.refusal({"service": values["service"]})
+        return
+
+    case = chart.render(values)
+
+    assert case.serve["applications"][0]["args"]["model"] == text
+    assert case.one("Service")["metadata"]["annotations"]["note"] == text
+    assert {"name": "NOTE", "value": text} in case.containers()["decode"]["env"]
+    assert case.cluster["gcsFaultToleranceOptions"]["redisAddress"] == text

@@ -202,6 +202,20 @@ def test_generated_secrets_are_ones_that_our_code_and_kuberay_take(chart):
     assert case.cluster["authOptions"] == {"mode": "token", "secretName": "demo-stafette-cluster"}
 
 
+def test_without_rays_token_every_pod_says_so(chart):
+    case = chart.render({"ray": {"auth": False}})
+
+    assert case.cluster["authOptions"] == {"mode": "disabled"}
+    for container in case.containers().values():
+        assert {"name": "RAY_AUTH_MODE", "value": "disabled"} in container["env"]
+
+
+def test_ray_is_the_version_that_the_image_installs(chart):
+    locked = (chart.path.parents[1] / "constraints.txt").read_text().splitlines()
+
+    assert f"ray=={chart.render().cluster['rayVersion']}" in locked
+
+
 def test_existing_secrets_are_used_and_none_is_made(chart):
     case = chart.render(
         {"secrets": {"cluster": {"existingSecret": "ours"}, "apiKeys": {"existingSecret": "keys"}}}

@@ -130,6 +130,9 @@ spec:
 {{- if and .serves $secrets.apiKeys.enabled }}
 {{ include "stafette.fromSecret" (dict "name" "STAFETTE_API_KEYS" "secret" (include "stafette.apiKeysSecret" $root) "key" $secrets.apiKeys.key) }}
 {{- end }}
+{{- if not $root.Values.ray.auth }}
+- {name: RAY_AUTH_MODE, value: disabled}  # Ray's default is a token, another one on each pod
+{{- end }}
 {{- with concat $root.Values.ray.env (.spec.env | default list) }}
 {{ toYaml . }}
 {{- end }}

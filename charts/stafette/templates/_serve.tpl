@@ -16,7 +16,9 @@ replica, another number only adds or removes some.
 {{- $deployments = append $deployments (dict "name" "Frontend" "num_replicas" ($args.frontend.replicas | default 1 | int)) -}}
 {{- include "stafette.placed" (dict "pool" $args.frontend "resource" "frontend") -}}
 {{- $application := dict "name" $args.name "import_path" "stafette.platform.app:build" "route_prefix" nil "args" $args "deployments" $deployments -}}
-{{- toYaml (dict "proxy_location" "Disabled" "applications" (list $application)) -}}
+{{- $yaml := toYaml (dict "proxy_location" "Disabled" "applications" (list $application)) -}}
+{{- if not $yaml -}}{{- fail "config: holds a character that YAML cannot hold: remove it" -}}{{- end -}}
+{{- $yaml -}}
 {{- end -}}
 
 {{/* Changes the copy of a pool's settings that it is given. */}}
