@@ -66,7 +66,8 @@ def _own_settings() -> dict[str, Any]:
         del settings["discovery"]["properties"]["etcd"]["properties"][name]
     settings["frontend"]["properties"]["ingress"] = {"const": "own", "default": "own"}
     settings["frontend"]["properties"]["port"] |= {"minimum": 1024, "maximum": 65_535}
-    return _of_text(own) | {"required": ["name", "model", "pools", "frontend"]}
+    made: dict[str, Any] = _of_text(own)
+    return made | {"required": ["name", "model", "pools", "frontend"]}
 
 
 def _of_text(part: Any) -> Any:
