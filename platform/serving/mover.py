@@ -2,8 +2,9 @@
 
 The new worker is made ready first: it pulls the KV of prompt and answer so far from the old one,
 and computes what cannot be had. Only then the old stream is cut, behind the last token that has
-come; the rest of the KV follows, and the new worker goes on with the next token. Nothing depends on
-two workers making the same tokens, so none is lost, repeated or changed.
+come; the new worker computes the few tokens since then, or fetches their KV if they are many, and
+goes on with the next one. Nothing depends on two workers making the same tokens, so none is lost,
+repeated or changed.
 """
 
 import asyncio
@@ -11,16 +12,23 @@ import logging
 from contextlib import suppress
 from dataclasses import dataclass
 
+from stafette.kvtransfer.errors import MalformedMessage
+from stafette.kvtransfer.strict import whole
 from stafette.platform.serving.config import DispatchConfig
 from stafette.platform.serving.course import Leg
 from stafette.platform.serving.fleet import WorkerFleet
-from stafette.platform.serving.passing import FAILURES, HandOff, for_one_token
+from stafette.platform.serving.passing import FAILURES, HandOff, Params, for_one_token
 from stafette.platform.serving.placer import Placer
 from stafette.router.request import Source
 from stafette.router.router import Placement
+from stafette.workers.request import Request
 from stafette.workers.service.frames import Order
 
 _log = logging.getLogger(__name__)
+
+# So few are computed sooner than fetched, for which steps on their way have to end on both sides.
+_COMPUTED_BLOCKS = 4
+_TOKENS_END = 1 << 31
 
 
 @dataclass(slots=True)
@@ -89,7 +97,7 @@ class Mover:
             elif placement.source is None and not course.request.params.scores_prompt:
                 blocks = len(course.request.prompt_token_ids) // self._block_size(leg)
                 placement = placement._replace(source=Source(leg.workers[-1], 0, blocks))
-        except (*FAILURES, TimeoutError) as error:
+        except (*FAILURES, MalformedMessage) as error:
             _log.info("%s stays on %s: %s", placement.request_id, leg.decode, error)
             self._placer.free(placement.request_id)
             self.counters.failed += 1
@@ -104,19 +112,30 @@ class Mover:
 
     async def _make_ready(self, leg: Leg, placement: Placement) -> Placement:
         """Bring the KV so far to the new worker; return how the rest gets there."""
-        old, new, name = leg.decode, placement.decode, placement.request_id
-        ready = for_one_token(leg.course.request_from_here(f"{name}-r"))
-        num_blocks = len(ready.token_ids) // self._block_size(leg)
-        hand_off = HandOff(self._fleet, old, new)
+        course, size, new = leg.course, self._block_size(leg), placement.decode
+        request = course.request_from_here(f"{placement.request_id}-r")
+        num_blocks = (len(request.token_ids) - 1) // size
+        hand_off = HandOff(self._fleet, leg.decode, new)
         await hand_off.introduce()
-        passing = asyncio.create_task(hand_off.pass_on(ready, self._config.move_timeout_s))
+        passing = asyncio.create_task(hand_off.pass_on(request, self._config.move_timeout_s))
         try:
-            order = Order(ready, hand_off.take(num_blocks))
-            await self._fleet.client(new).prefill(order, self._config.move_timeout_s)
+            await self._get(new, request, hand_off.take(num_blocks), num_blocks * size)
         finally:
             passing.cancel()
             await asyncio.gather(passing, return_exceptions=True)
-        return placement._replace(prefill=None, source=Source(old, 0, num_blocks))
+        now = len(course.request.prompt_token_ids) + len(course.text.token_ids)
+        missing = now // size - num_blocks
+        rest = Source(leg.decode, 0, num_blocks + missing) if missing > _COMPUTED_BLOCKS else None
+        return placement._replace(prefill=None, source=rest)
+
+    async def _get(self, worker: str, request: Request, take: Params, num_tokens: int) -> None:
+        """Have a worker get the KV of so many tokens; what does not come, it computes."""
+        client, timeout_s = self._fleet.client(worker), self._config.move_timeout_s
+        ready = for_one_token(request)
+        got = await client.prefill(Order(ready, take, cached_only=True), timeout_s)
+        if whole(got.get("num_tokens"), "num_tokens", _TOKENS_END) < num_tokens:
+            _log.info("%s computes what it did not get: %s", worker, got.get("told"))
+            await client.prefill(Order(ready), timeout_s)
 
     def _block_size(self, leg: Leg) -> int:
         size = self._fleet.client(leg.decode).description.get("block_size")

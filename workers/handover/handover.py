@@ -15,7 +15,7 @@ from stafette.workers.config import EngineConfig
 from stafette.workers.engine import Engine
 from stafette.workers.errors import ConfigError, EngineDead, RequestError
 from stafette.workers.handover.exports import Exported, Exports
-from stafette.workers.handover.imports import Imports
+from stafette.workers.handover.imports import Imports, Pulled
 from stafette.workers.request import OutputDelta, Request
 from stafette.workers.runner.runner import KvLayout
 
@@ -88,6 +88,21 @@ class Handover:
 
         return await self.engine.call(offer)
 
+    async def fetch(self, request: Request, params: Params) -> Pulled:
+        """Bring a prompt's blocks here, for a request that comes soon; compute nothing."""
+        wanted = await self._prepare(request, params)
+        loop = asyncio.get_running_loop()
+        pulled: asyncio.Future[Pulled] = loop.create_future()
+
+        def reply(found: Pulled) -> None:
+            loop.call_soon_threadsafe(_settle, pulled, found)
+
+        try:
+            await self.engine.call(lambda engine: self.imports.begin(wanted, reply))
+            return await pulled
+        finally:
+            self.engine.post(partial(self._end_import, wanted, True))
+
     async def close(self) -> None:
         """End what is under way, and take the KV memory back. Safe to call twice."""
         with suppress(EngineDead):
@@ -145,6 +160,11 @@ class Handover:
 
     def _abort_export(self, wanted: KvRequest) -> None:
         self.exports.finish(wanted, "the request was aborted")
+
+
+def _settle(future: "asyncio.Future[Pulled]", found: Pulled) -> None:
+    if not future.done():
+        future.set_result(found)
 
 
 def _nothing(*_: object) -> None:

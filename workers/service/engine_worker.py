@@ -12,6 +12,7 @@ from stafette.kvtransfer.agent_config import AgentConfig
 from stafette.kvtransfer.blocks import BlockHasher
 from stafette.kvtransfer.connectors.p2p.config import P2pConfig
 from stafette.kvtransfer.connectors.p2p.connector import P2pConnector
+from stafette.kvtransfer.connectors.p2p.messages import Take
 from stafette.kvtransfer.control.host import host_id
 from stafette.kvtransfer.errors import KvTransferError
 from stafette.kvtransfer.event_stream.publisher import EventPublisher, PublisherConfig
@@ -146,8 +147,12 @@ class EngineWorker(Served):
                 yield delta
 
     async def prefill(self, order: Order) -> Mapping[str, object]:
-        if not order.cached_only:
+        takes = Take.find(order.kv_params) is not None
+        if takes or not order.cached_only:
             self._raise_if_draining()
+        if takes and order.cached_only:
+            pulled = await self._handover.fetch(order.request, order.kv_params)
+            return {"num_tokens": pulled.num_held + pulled.num_pulled, "told": pulled.shortfall}
         serve = self._handover.offer if order.cached_only else self._handover.prefill
         exported = await serve(order.request, order.kv_params)
         return told_of(exported)

@@ -65,7 +65,7 @@ class Order:
 
     request: Request
     kv_params: Mapping[str, object] = field(default_factory=dict)  # by connector
-    cached_only: bool = False  # of a prefill: pass on what is cached, compute nothing
+    cached_only: bool = False  # of a prefill: pass on, or get, what is cached; compute nothing
     last_resort: bool = False  # no other worker can take it: one that drains should, if it can
 
 

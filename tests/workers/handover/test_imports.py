@@ -39,6 +39,34 @@ async def test_only_what_the_pool_lacks_is_loaded(make, rig):
     assert (load.order.first, load.order.end) == (6, 12)
 
 
+async def test_blocks_can_be_fetched_before_their_request_comes(make, rig):
+    handover, shelf = await make()
+    alone = await rig.learn(handover, shelf, 200)
+
+    pulled = await handover.fetch(rig.request("before", 200), {})
+
+    assert (pulled.num_held, pulled.num_pulled) == (0, 192)
+    assert await rig.idle(handover) == 0
+    shelf.blocks.clear()
+    assert await rig.answer(handover, rig.request("r", 200)) == (alone, 192)
+
+
+async def test_a_fetch_that_is_given_up_holds_nothing(make, rig):
+    handover, shelf = await make(by_hand=True)
+    await rig.learn(handover, shelf, 200)
+    fetching = asyncio.create_task(handover.fetch(rig.request("r", 200), {}))
+    load = await rig.loading(shelf)
+
+    fetching.cancel()
+
+    with pytest.raises(asyncio.CancelledError):
+        await fetching
+    while not load.ended:
+        await asyncio.sleep(0.01)
+    load.end_write()
+    assert await rig.idle(handover) == 0
+
+
 async def test_a_load_that_fails_in_the_middle_leaves_what_came_and_costs_the_rest(make, rig):
     handover, shelf = await make(by_hand=True)
     alone = await rig.learn(handover, shelf, 200)
