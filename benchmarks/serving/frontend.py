@@ -51,7 +51,7 @@ def main() -> int:
     if "fastapi" in names and not _has_fastapi():
         names.remove("fastapi")
         report.note("fastapi is not installed: pip install fastapi")
-    found = measured(server, names, rounds, arguments.quick)
+    found = measured(server, names, rounds, arguments.quick, report.note)
     rows = [[figure, *(middle(of[name]) for name in names)] for figure, of in found.items()]
     report.table("medians", ["", *names], rows)
     for figure, bound in GOALS:

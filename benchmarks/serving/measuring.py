@@ -40,6 +40,10 @@ class Running:
         return sum(each.user + each.system for each in times)
 
 
+class NotStarted(Exception):
+    """A contender that cannot be measured here."""
+
+
 Start = Callable[[str, float], AbstractContextManager[Running]]  # name, seconds of a step
 
 
@@ -75,13 +79,18 @@ MEASURES = (latency, requests, tokens, paced)
 
 
 def measured(
-    start: Start, names: Sequence[str], rounds: int, quick: bool
+    start: Start, names: Sequence[str], rounds: int, quick: bool, note: Callable[[str], None]
 ) -> dict[str, dict[str, list[float]]]:
     """Return what was found, by figure and contender; who begins changes from round to round."""
     found: dict[str, dict[str, list[float]]] = {}
     for measure in MEASURES:
         for _, name in turns(names, rounds):
-            for figure, value in measure(start, name, quick).items():
+            try:
+                values = measure(start, name, quick)
+            except NotStarted as error:
+                note(f"{measure.__name__} of {name}: {error}")
+                continue
+            for figure, value in values.items():
                 found.setdefault(figure, {}).setdefault(name, []).append(value)
     return found
 

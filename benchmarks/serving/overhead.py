@@ -26,7 +26,15 @@ import psutil
 
 from benchmarks.common.report import Goal, Report
 from benchmarks.common.rounds import middle, ratio
-from benchmarks.serving.measuring import GOALS, LATENCY, PACED, TOKENS, Running, measured
+from benchmarks.serving.measuring import (
+    GOALS,
+    LATENCY,
+    PACED,
+    TOKENS,
+    NotStarted,
+    Running,
+    measured,
+)
 
 HERE = Path(__file__).parent
 OURS, ON_RAY, RAY, FASTAPI, CANNED = "stafette", "stafette-on-ray", "ray", "fastapi", "canned"
@@ -41,7 +49,10 @@ def script(name: str, *arguments: object) -> Iterator[tuple[str, int]]:
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen(command, text=True, **pipes) as process:  # type: ignore[call-overload]
         try:
-            yield process.stdout.readline().strip(), process.pid
+            said = process.stdout.readline().strip()
+            if not said:
+                raise NotStarted(f"{name} ended before it served")
+            yield said, process.pid
         finally:
             process.stdin.close()  # whoever has children of its own ends by that
             try:
@@ -80,7 +91,8 @@ def main() -> int:
     default = (OURS, FASTAPI, CANNED) if arguments.quick else NAMES
     names = arguments.contenders.split(",") if arguments.contenders else default
     report = Report("From client to worker and back, on mock engines")
-    found = measured(start, names, 1 if arguments.quick else arguments.rounds, arguments.quick)
+    rounds = 1 if arguments.quick else arguments.rounds
+    found = measured(start, names, rounds, arguments.quick, report.note)
     found[PACED].pop(CANNED, None)  # nothing paces it
     rows = [[figure, *(middle(of.get(name, [])) for name in names)] for figure, of in found.items()]
     report.table("medians", ["", *names], rows)
