@@ -52,7 +52,7 @@ PROFILE = Profile(
     decode_ms_per_kv_token=8e-5,
     transfer_gb_s=10.0,
 )
-QUICK_REQUESTS = 48
+QUICK_REQUESTS = 36
 HEADERS = (
     "mode",
     "policy",

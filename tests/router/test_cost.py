@@ -75,6 +75,17 @@ def test_those_who_decode_there_wait_for_its_prompt_and_have_longer_steps():
     assert found["decode"] == pytest.approx(4 * 20 * (0.5 + 0.11))
 
 
+def test_those_who_wait_there_for_prompts_decode_by_then_unless_that_is_done_elsewhere():
+    ahead = LoadView(waiting=3, running=1)
+
+    both = cost_terms(candidate(load=ahead), terms())
+    prefill = cost_terms(candidate(load=ahead, role="prefill"), terms())
+
+    assert both["stall"] == 4 * 100 * 0.5
+    assert both["decode"] == pytest.approx(4 * 20 * (0.5 + 0.11))
+    assert prefill["stall"] == 1 * 100 * 0.5
+
+
 def test_others_count_as_much_as_is_configured():
     found = cost_terms(candidate(load=LoadView(running=4)), terms(decode_weight=0.0))
 
