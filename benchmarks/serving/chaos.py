@@ -1,6 +1,6 @@
 """Does a client ever lose an answer, whatever dies? Real processes, killed, stopped and drained.
 
-    python benchmarks/serving/chaos.py [--minutes 3] [--quick] [--json FILE] [--seed N]
+    python benchmarks/serving/chaos.py [--minutes 4] [--quick] [--json FILE] [--seed N]
 
 Prefill and decode workers (SmolLM2, a process each) and two frontends with HTTP. Clients ask for
 streamed answers, greedy or drawn with a seed, one after the other. Meanwhile workers are killed
@@ -261,7 +261,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="25 s of it, with fewer workers")
     parser.add_argument("--json", metavar="FILE")
-    parser.add_argument("--minutes", type=float, default=3.0)
+    parser.add_argument("--minutes", type=float, default=4.0)
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
     seconds = 25.0 if arguments.quick else 60.0 * arguments.minutes

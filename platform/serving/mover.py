@@ -94,9 +94,8 @@ class Mover:
         try:
             if course.begun:
                 placement = await self._make_ready(leg, placement)
-            elif placement.source is None and not course.request.params.scores_prompt:
-                blocks = len(course.request.prompt_token_ids) // self._block_size(leg)
-                placement = placement._replace(source=Source(leg.workers[-1], 0, blocks))
+            elif placement.source is None:
+                placement = placement._replace(source=self._begun_source(leg, placement))
         except (*FAILURES, MalformedMessage) as error:
             _log.info("%s stays on %s: %s", placement.request_id, leg.decode, error)
             self._placer.free(placement.request_id)
@@ -109,6 +108,14 @@ class Mover:
         self.counters.moved += 1
         leg.attempt.cut()
         return True
+
+    def _begun_source(self, leg: Leg, placement: Placement) -> Source | None:
+        """Whoever was computing the prompt may have chunks of it."""
+        computed, request = leg.workers[-1], leg.course.request
+        computes = placement.prefill or placement.decode
+        if computed == computes or request.params.scores_prompt:
+            return None
+        return Source(computed, 0, len(request.prompt_token_ids) // self._block_size(leg))
 
     async def _make_ready(self, leg: Leg, placement: Placement) -> Placement:
         """Bring the KV so far to the new worker; return how the rest gets there."""

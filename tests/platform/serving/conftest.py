@@ -88,7 +88,9 @@ class Rig:
     def keep_apart(self, prefill: str, decode: str) -> None:
         """Compute every prompt on the one worker and its answer on the other, whatever it costs."""
         place = self.router.place
-        self.router.place = lambda asked: place(asked)._replace(prefill=prefill, decode=decode)
+        self.router.place = lambda asked: place(asked)._replace(
+            prefill=prefill, decode=decode, source=None
+        )
 
     def keep_on(self, name: str) -> None:
         """Place everything on one worker."""

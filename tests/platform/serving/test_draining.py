@@ -133,6 +133,24 @@ async def test_a_prompt_leaves_a_prefill_worker_that_is_told_to_stop(rig, expect
     assert rig.dispatcher.counters.moved == rig.dispatcher.counters.handover_failures == 0
 
 
+async def test_a_prompt_goes_on_where_it_is_computed_when_its_decode_worker_is_told_to_stop(
+    rig, expected
+):
+    await rig.start("p0", "d0", "d1", step_s=0.05)
+    rig.keep_apart("p0", "d0")
+    answer = asyncio.create_task(rig.answer(rig.request("r", STORY * 40, max_tokens=8)))
+    await rig.await_stats("p0", lambda stats: stats["running"] == 1)
+    rig.place_freely()
+    rig.keep_apart("p0", "d1")
+
+    rig.workers["d0"].terminate()
+
+    assert await answer == expected(STORY * 40, max_tokens=8)
+    assert await rig.workers["d0"].wait() == 0
+    assert rig.chosen() == "d1"
+    assert not (await rig.stats("p0"))["shortfalls"]
+
+
 async def test_with_nowhere_to_go_an_answer_stays_until_it_is_over(rig, expected):
     await rig.start("b0", step_s=0.02)
     terminate = Once(10, rig.workers["b0"].terminate)
