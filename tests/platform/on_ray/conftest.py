@@ -1,6 +1,7 @@
 """A fleet on Ray as a user starts it: `stafette serve`, in a process of its own."""
 
 import json
+import os
 import queue
 import signal
 import socket
@@ -93,8 +94,12 @@ class Fleet:
         options = [word for each in sets for word in ("--set", each)]
         where = ["--address", self.ray_address, "--detach"]
         command = Command("serve", str(self.settings), *where, *options)
-        command.await_line("ready at")
-        assert command.process.wait(PATIENCE_S) == 0
+        try:
+            command.await_line("ready at")
+            assert command.process.wait(PATIENCE_S) == 0
+        finally:
+            command.process.kill()
+            command.process.wait()
         return "\n".join(command.said)
 
     @contextmanager
@@ -103,8 +108,11 @@ class Fleet:
         command = [str(Path(sys.executable).with_name("ray")), "start", "--block"]
         options = [f"--address={self.ray_address}", "--num-cpus=2", "--disable-usage-stats"]
         offer = f"--resources={json.dumps({resource: 2})}"
+        environment = os.environ | {"RAY_AUTH_MODE": "token"}  # which `ray start` must be told
         with tempfile.TemporaryFile() as log:
-            process = subprocess.Popen([*command, *options, offer], stdout=log, stderr=log)
+            process = subprocess.Popen(
+                [*command, *options, offer], stdout=log, stderr=log, env=environment
+            )
             try:
                 yield psutil.Process(process.pid)
             finally:

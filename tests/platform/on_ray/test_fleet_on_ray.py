@@ -132,11 +132,11 @@ def test_a_worker_changes_its_role_on_demand(fleet, await_that):
     options = ["--url", fleet.url, "--config", str(fleet.settings)]
 
     for role in ("both", "decode"):
-        subprocess.run([*command, role, *options], check=True, timeout=60)
+        subprocess.run([*command, role, *options], check=True, timeout=240)
         await_that(lambda role=role: name in fleet.names(role))
 
     command[-1] = "nobody"
-    run = subprocess.run([*command, "both", *options], capture_output=True, text=True, timeout=60)
+    run = subprocess.run([*command, "both", *options], capture_output=True, text=True, timeout=240)
     assert run.returncode == 1
     assert "worker = 'nobody': is not in the fleet" in run.stderr
     assert name in run.stderr
@@ -146,7 +146,7 @@ def test_status_and_chat_talk_to_the_fleet(fleet, await_that):
     def run(*arguments):
         command = [sys.executable, "-P", "-m", "stafette", *arguments, "--url", fleet.url]
         return subprocess.run(
-            command, capture_output=True, text=True, timeout=60, check=True
+            command, capture_output=True, text=True, timeout=240, check=True
         ).stdout
 
     status = run("status")
@@ -168,7 +168,7 @@ def test_what_cannot_be_is_said_in_a_line_before_anything_starts(fleet, options,
     command = [sys.executable, "-P", "-m", "stafette", "serve", str(fleet.settings)]
 
     run = subprocess.run(
-        [*command, "--address", "local", *options], capture_output=True, text=True, timeout=60
+        [*command, "--address", "local", *options], capture_output=True, text=True, timeout=240
     )
 
     assert run.returncode == 1
@@ -181,7 +181,7 @@ def test_a_port_in_use_is_said_before_anything_starts(fleet):
         port = taken.getsockname()[1]
         command = [sys.executable, "-P", "-m", "stafette", "serve", str(fleet.settings)]
         options = ["--address", "local", "--set", f"frontend.port={port}"]
-        run = subprocess.run([*command, *options], capture_output=True, text=True, timeout=60)
+        run = subprocess.run([*command, *options], capture_output=True, text=True, timeout=240)
 
     assert run.returncode == 1
     assert f"port = '127.0.0.1:{port}': cannot listen there" in run.stderr
