@@ -196,7 +196,8 @@ async def test_a_prompt_is_computed_elsewhere_when_its_prefill_process_is_killed
     rig.processes["p0"].kill()
 
     assert len(await answer) == 40
-    assert rig.dispatcher.counters.handover_failures == 1
+    counters = rig.dispatcher.counters  # it may be lost before the hand-over has begun
+    assert counters.handover_failures + counters.moved == 1
     await rig.idle("d0")
 
 
