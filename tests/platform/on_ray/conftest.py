@@ -80,7 +80,8 @@ class Fleet:
     def __init__(self, settings: Path) -> None:
         self.settings, self.port = settings, free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        self.command = Command("serve", str(settings), "--set", f"frontend.port={self.port}")
+        where = ["--address", "local", "--set", f"frontend.port={self.port}"]
+        self.command = Command("serve", str(settings), *where)
         try:
             self.ray_address = self.command.await_line("Ray is at").rpartition(" ")[2]
             self.command.await_line("ready at")
