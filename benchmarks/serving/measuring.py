@@ -71,7 +71,7 @@ def tokens(start: Start, name: str, quick: bool) -> Found:
 def paced(start: Start, name: str, quick: bool) -> Found:
     """Tokens that come every 20 ms, as from an engine."""
     with _warm(start, name, PACED_STEP_S) as server:
-        count, _, cpu = _loaded(server, 1, 50 if quick else 150)
+        count, _, cpu = _loaded(server, 1, 150)
     return {PACED: cpu / count * 1e6}
 
 
