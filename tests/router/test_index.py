@@ -342,15 +342,15 @@ def test_events_and_look_ups_of_several_threads_do_not_disturb_each_other(make_i
             stored, removed = BlockStored(None, hashes(20)), BlockRemoved(hashes(20)[count:])
             index.on_batch(batch(stored, removed, target=name, seq=seq))
 
-    def ask() -> None:
+    def ask(guest: str) -> None:
         while not done.is_set():
             for name, overlap in index.match(chain(20)).overlaps().items():
                 if name not in names or not 1 <= overlap.device <= 20:
                     wrong.append((name, overlap))
-            index.register(spec("guest"))
-            index.unregister("guest")
+            index.register(spec(guest))
+            index.unregister(guest)
 
-    readers = [Thread(target=ask) for _ in range(2)]
+    readers = [Thread(target=ask, args=(f"guest {number}",)) for number in range(2)]
     writers = [Thread(target=feed, args=(name,)) for name in names]
     for thread in (*readers, *writers):
         thread.start()
