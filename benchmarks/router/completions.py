@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import re
 import time
 from collections.abc import Sequence
@@ -47,11 +48,12 @@ class Connection(asyncio.Protocol):
         done = self._done
         if done is None or done.done():
             return
-        if data.endswith(_LAST_CHUNK) or not self._first:
+        ended = b"".join(self._parts[-len(_LAST_CHUNK) :]).endswith(_LAST_CHUNK)  # perhaps in parts
+        if ended or not self._first:
             whole = b"".join(self._parts)
             if not whole.startswith(b"HTTP/1.1 200"):
                 done.set_exception(BadAnswer(whole[:500].decode(errors="replace")))
-            elif data.endswith(_LAST_CHUNK):
+            elif ended:
                 cached = _CACHED.findall(whole)
                 total = time.perf_counter() - self._sent
                 done.set_result(Answer(self._first, total, int(cached[-1]) if cached else 0))
@@ -91,9 +93,16 @@ def completion(model: str, prompt: Sequence[int], max_tokens: int) -> bytes:
     data = json.dumps(body).encode()
     head = (
         "POST /v1/completions HTTP/1.1\r\nhost: benchmark\r\ncontent-type: application/json\r\n"
-        f"content-length: {len(data)}\r\n\r\n"
+        f"content-length: {len(data)}\r\n"
     )
-    return head.encode() + data
+    own = "".join(f"{name}: {value}\r\n" for name, value in authorization().items())
+    return f"{head}{own}\r\n".encode() + data
+
+
+def authorization() -> dict[str, str]:
+    """Return the header with the API key of STAFETTE_API_KEY, where there is one."""
+    key = os.environ.get("STAFETTE_API_KEY")
+    return {"authorization": f"Bearer {key}"} if key else {}
 
 
 class Client:

@@ -23,11 +23,11 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
-from urllib.request import urlopen
+from urllib.request import Request, urlopen
 
 from benchmarks.common.report import Goal, Report
 from benchmarks.common.rounds import turns
-from benchmarks.router.completions import Address
+from benchmarks.router.completions import Address, authorization
 from benchmarks.router.curves import Panel, draw, write_csv
 from benchmarks.router.mock_deployment import Endpoint, MockDeployment
 from benchmarks.router.prefix_load import Load, Result, Target, ask, measure, middle
@@ -172,7 +172,8 @@ def _endpoint(url: str) -> Address:
 
 
 def _model_of(url: str) -> str:
-    with urlopen(f"{url.rstrip('/')}/v1/models", timeout=30.0) as answer:
+    request = Request(f"{url.rstrip('/')}/v1/models", headers=authorization())
+    with urlopen(request, timeout=30.0) as answer:
         name: str = json.load(answer)["data"][0]["id"]
     return name
 

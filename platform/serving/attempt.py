@@ -94,6 +94,8 @@ class Attempt:
                     first.cancel()
                     with suppress(asyncio.CancelledError, Exception):
                         await first
+                elif not first.cancelled():
+                    first.exception()  # seen, though a helper's failure may be what is told
             if delta is not None:
                 yield delta
             async for delta in stream:
