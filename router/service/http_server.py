@@ -18,6 +18,7 @@ from stafette.router.service.config import ServiceConfig
 from stafette.router.service.errors import BodyTooLarge, BodyTooSlow, MalformedHead
 
 _MAX_HEAD_BYTES = 64 << 10
+_LINGER_S = 2.0
 _MAX_PIPELINED = 16  # requests that came before the one before was answered
 _NAMES = {status.value: status.phrase for status in HTTPStatus}
 
@@ -59,6 +60,7 @@ class State(Enum):
     IDLE = auto()  # nothing of a request has come
     READING = auto()
     ANSWERING = auto()
+    LEAVING = auto()  # all is said: what still comes is dropped, so that the client reads it
 
 
 class HttpConnection(asyncio.Protocol):
@@ -96,6 +98,8 @@ class HttpConnection(asyncio.Protocol):
             self._task.cancel()
 
     def data_received(self, data: bytes) -> None:
+        if self.state is State.LEAVING:
+            return
         if self.state is State.IDLE:
             self._enter(State.READING)
         try:
@@ -124,6 +128,8 @@ class HttpConnection(asyncio.Protocol):
                 self.abort()  # its client does not read
             else:
                 self.close()
+        elif self.state is State.LEAVING and waited_s > _LINGER_S:
+            self.close()
         elif self.state is State.READING and waited_s > self._config.body_timeout_s:
             remedy = f"did not arrive within {self._config.body_timeout_s:g} s: send it faster"
             self._break_off(BodyTooSlow("body", f"{self._size} bytes", remedy))
@@ -224,8 +230,8 @@ class HttpConnection(asyncio.Protocol):
         self._write("".join(lines).encode("latin-1") + body)
         if closes:
             self._waiting.clear()
-            self.close()
-        if self._task is None:
+            self._hang_up(asked)
+        if self._task is None and self.state is not State.LEAVING:
             self._enter(State.IDLE)
 
     def _break_off(self, error: Exception) -> None:
@@ -235,6 +241,15 @@ class HttpConnection(asyncio.Protocol):
             return
         self._asked.refused = error
         self._serve(self._asked, keeps_alive=False)
+
+    def _hang_up(self, asked: Asked) -> None:
+        """Close at once only who has sent all: who is reset while sending reads no answer."""
+        if asked.refused is None or self._transport is None:
+            self.close()
+            return
+        self._enter(State.LEAVING)
+        if self._transport.can_write_eof() and not self._transport.is_closing():
+            self._transport.write_eof()
 
     def _write(self, data: bytes) -> None:
         if self._transport is not None and not self._transport.is_closing():

@@ -94,38 +94,6 @@ async def test_a_fleet_shrinks_and_grows_without_a_failed_request(fleet, expecte
     assert all(each == right for each in rounds)
 
 
-async def test_a_pool_moves_to_another_node_and_outlives_it(fleet, expected, await_that):
-    right = [expected(prompt, 40) for prompt in PROMPTS]
-    with fleet.second_node("second") as node:
-        before = fleet.names("decode")
-        moving = "pools.decode.resources={second: 1}"
-        update = asyncio.create_task(asyncio.to_thread(fleet.update, moving))
-        rounds = []
-        while not update.done():
-            rounds.append(await answers(fleet))
-        await update
-        await_that(lambda: len(fleet.names("decode")) == 2 and not before & fleet.names("decode"))
-        assert all(each == right for each in rounds)
-
-        raylet = next(p for p in node.children(recursive=True) if "raylet" in p.name())
-        read = 0
-
-        def kill_when_underway():
-            nonlocal read
-            read += 1
-            if read == 60:
-                raylet.kill()
-
-        got = await answers(fleet, max_tokens=80, on_text=kill_when_underway)
-        assert got == [expected(prompt, 80) for prompt in PROMPTS]
-        await_that(
-            lambda: not fleet.names("decode")
-        )  # prefill workers decode when nobody else does
-
-    await asyncio.to_thread(fleet.update)
-    await_that(lambda: len(fleet.names("decode")) == 2)
-
-
 def test_a_worker_changes_its_role_on_demand(fleet, await_that):
     name = min(fleet.names("decode"))
     command = [sys.executable, "-P", "-m", "stafette", "worker", "role", name]
@@ -185,3 +153,30 @@ def test_a_port_in_use_is_said_before_anything_starts(fleet):
 
     assert run.returncode == 1
     assert f"port = '127.0.0.1:{port}': cannot listen there" in run.stderr
+
+
+async def test_a_pool_moves_to_another_node_and_outlives_it(fleet, expected, await_that):
+    right = [expected(prompt, 40) for prompt in PROMPTS]
+    with fleet.second_node("second") as node:
+        before = fleet.names("decode")
+        moving = "pools.decode.resources={second: 1}"
+        update = asyncio.create_task(asyncio.to_thread(fleet.update, moving))
+        rounds = []
+        while not update.done():
+            rounds.append(await answers(fleet))
+        await update
+        await_that(lambda: len(fleet.names("decode")) == 2 and not before & fleet.names("decode"))
+        assert all(each == right for each in rounds)
+
+        raylet = next(p for p in node.children(recursive=True) if "raylet" in p.name())
+        read = 0
+
+        def kill_when_underway():
+            nonlocal read
+            read += 1
+            if read == 60:
+                raylet.kill()
+
+        got = await answers(fleet, max_tokens=80, on_text=kill_when_underway)
+        assert got == [expected(prompt, 80) for prompt in PROMPTS]
+        await_that(lambda: not fleet.names("decode"))  # the prefill worker decodes then

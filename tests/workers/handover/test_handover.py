@@ -132,9 +132,10 @@ def test_a_prefill_that_is_aborted_or_killed_in_the_middle_costs_the_rest_and_no
         wanted = alone(decode, tokens)
         before, shortfalls = moved(decode), decode("stats")["shortfalls"]
 
-        _, answer = begin(doomed, decode, tokens, end)
+        name = f"midway-{end}"  # no hand-off has the name of another one
+        _, answer = begin(doomed, decode, tokens, name)
         until(lambda before=before: moved(decode) > before)
-        doomed("cancel", name=end) if end == "aborted" else doomed.kill()
+        doomed("cancel", name=name) if end == "aborted" else doomed.kill()
 
         told = answer.get()
         assert told["tokens"] == wanted
