@@ -62,10 +62,15 @@ class PackedKernel:
 
 def dense_kernel(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Kernel:
     """Return the fastest kernel for a weight that already is where it is to run."""
-    packs = hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
-    if weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and packs:
+    if weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and _packs_bfloat16():
         return PackedKernel(weight, bias)
     return GpuKernel(weight, bias) if applies(weight) else DenseKernel(weight, bias)
+
+
+def _packs_bfloat16() -> bool:
+    """Whether this torch has the packed product, and this CPU what it needs (AVX-512, mostly)."""
+    ops = torch.ops.mkldnn
+    return hasattr(ops, "_reorder_linear_weight") and bool(ops._is_mkldnn_bf16_supported())
 
 
 @dataclass(frozen=True, slots=True)

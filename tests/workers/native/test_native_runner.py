@@ -209,7 +209,10 @@ def test_hidden_rows_are_after_the_final_norm():
     hidden = make(checkpoint).forward(inputs).hidden
 
     expected = reference_logits(checkpoint, inputs).hidden
-    torch.testing.assert_close(hidden, expected, atol=0.1, rtol=0.05)
+    # Weights and activations of 8 bits: single values stray, by the CPU's instructions, not the rows.
+    strayed = (hidden - expected).norm(dim=-1) / expected.norm(dim=-1)
+    assert strayed.max() < 0.05
+    assert (hidden.norm(dim=-1) / expected.norm(dim=-1) - 1).abs().max() < 0.01
 
 
 def test_logits_are_given_for_the_rows_asked_for_and_no_others():
