@@ -227,7 +227,7 @@ async def test_a_number_that_is_in_use_ends_the_stream(connect, served, make_ord
 
 
 async def test_a_frontend_that_does_not_read_is_dropped(served, make_order, monkeypatch):
-    config = ServiceConfig(token=b"the cluster's token", max_unsent_bytes=200_000)
+    config = ServiceConfig(token=b"the cluster's token", max_unsent_bytes=5_000)
     server = await WorkerServer.start(served, config)
     monkeypatch.setattr(WorkerClient, "_read", lambda client: asyncio.Event().wait())
     client = await WorkerClient.connect("w", server.address, "slow", config)
