@@ -152,6 +152,7 @@ class Config:
     name: str = "stafette"  # of the Serve application
     model: str = EMBEDDED_MODEL  # a directory, a .gguf file, or the embedded model's name
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    start_timeout_s: float = 900.0  # of `stafette serve`, until all is ready
     cluster: ClusterConfig = ClusterConfig()
     engine: Annotated[Part[EngineConfig], _ENGINE] = _ENGINE.empty()  # of every pool
     pools: Mapping[str, PoolConfig] = field(default_factory=_default_pools)
@@ -166,6 +167,8 @@ class Config:
     def __post_init__(self) -> None:
         for name, pool in self.pools.items():
             self._check_pool(name, pool)
+        if not self.start_timeout_s > 0:
+            raise InvalidSetting("start_timeout_s", self.start_timeout_s, "must be above 0")
         self._check_roles()
         self._check_parts()
         sizes = {name: self.engine_flags(name).block_size for name in self.pools}

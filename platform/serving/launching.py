@@ -144,7 +144,7 @@ def _running_cluster() -> str | None:
 def _await_running(config: Config, tell: Tell) -> None:
     ready: dict[str, int] = {}
     began = time.monotonic()
-    while True:
+    while time.monotonic() - began < config.start_timeout_s:
         status = serve.status().applications.get(config.name)
         if status is not None:
             _tell_news(
@@ -155,6 +155,8 @@ def _await_running(config: Config, tell: Tell) -> None:
             if status.status in (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY):
                 raise EngineDead("application", config.name, _reason(status))
         time.sleep(_POLL_S)
+    remedy = f"not ready after {config.start_timeout_s:g} s: `ray status` tells what it waits for"
+    raise EngineDead("application", config.name, f"{remedy}; or raise start_timeout_s")
 
 
 def _tell_news(

@@ -25,7 +25,7 @@ class Outbox:
         self._messages: list[bytes] = []
         self._unsent_bytes = 0
         self._news = asyncio.Event()
-        self._overflown = False
+        self._overflown = asyncio.Event()
 
     def put_delta(self, number: int, delta: OutputDelta) -> None:
         self._deltas.setdefault(number, []).append(delta)
@@ -37,12 +37,22 @@ class Outbox:
         self._count(len(message))
 
     async def run(self, write: Write) -> None:
-        """Write until cancelled; Overflow when the other side reads too slowly."""
+        """Write until cancelled; Overflow when the other side reads too slowly, or not at all."""
+        writing = asyncio.ensure_future(self._write_all(write))
+        overflow = asyncio.ensure_future(self._overflown.wait())  # a write may never return
+        try:
+            await asyncio.wait((writing, overflow), return_when=asyncio.FIRST_COMPLETED)
+            if overflow.done():
+                raise Overflow
+            await writing
+        finally:
+            writing.cancel()  # it ends with its stream at the latest: nobody waits for it
+            overflow.cancel()
+
+    async def _write_all(self, write: Write) -> None:
         while True:
             await self._news.wait()
             self._news.clear()
-            if self._overflown:
-                raise Overflow
             self._flush()
             messages, self._messages, self._unsent_bytes = self._messages, [], 0
             for message in messages:
@@ -56,7 +66,8 @@ class Outbox:
 
     def _count(self, nbytes: int) -> None:
         self._unsent_bytes += nbytes
-        self._overflown = self._overflown or self._unsent_bytes > self._max_unsent_bytes
+        if self._unsent_bytes > self._max_unsent_bytes:
+            self._overflown.set()
         self._news.set()
 
 
