@@ -32,8 +32,7 @@ from stafette.router.router import RouterConfig
 from stafette.workers.config import EMBEDDED_MODEL, EngineConfig
 from stafette.workers.errors import ConfigError
 from stafette.workers.service.config import MIN_TOKEN_BYTES, ServiceConfig
-
-Role = Literal["prefill", "decode", "both"]
+from stafette.workers.service.standing import Role
 
 TOKEN_VARIABLE = "STAFETTE_TOKEN"
 MADE_TOKEN = "made for this start"  # the origin of a token that nobody has set

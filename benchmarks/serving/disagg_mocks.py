@@ -13,11 +13,12 @@ from benchmarks.serving.front import BLOCK_SIZE, MODEL
 from benchmarks.serving.nursery import KEY, TOKEN
 from stafette.kvtransfer.agent_config import AgentConfig
 from stafette.workers.config import EngineConfig
-from stafette.workers.mocker.config import MockerConfig, Role
+from stafette.workers.mocker.config import MockerConfig
 from stafette.workers.mocker.host import MockHost
 from stafette.workers.mocker.worker import MockWorker
 from stafette.workers.service.config import ServiceConfig
 from stafette.workers.service.server import WorkerServer
+from stafette.workers.service.standing import Role
 
 ENGINE = EngineConfig(
     model=MODEL,

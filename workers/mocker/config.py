@@ -1,16 +1,13 @@
 """What a mock worker is told when it is made: an engine's flags, its speed, how long it answers."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 from stafette.kvtransfer.connectors.p2p.config import P2pConfig
 from stafette.kvtransfer.event_stream.publisher import PublisherConfig
 from stafette.workers.config import EngineConfig
 from stafette.workers.errors import ConfigError
 from stafette.workers.mocker.speed_profile import Profile
-
-Role = Literal["prefill", "decode", "both"]
-ROLES = get_args(Role)
+from stafette.workers.service.standing import ROLES, Role
 
 DEFAULT_FLAGS = EngineConfig(
     model="mock", num_kv_blocks=16_384, max_model_len=32_768, max_num_batched_tokens=8_192

@@ -132,10 +132,7 @@ class MockConnector(KvConnector):
         take = Take.find(request.params)
         if take is None:
             return 0
-        there = len(request.hashes)
-        if take.num_blocks is not None:
-            there = min(there, take.num_blocks)
-        return max(0, there * request.block_size - num_held)
+        return take.tokens_beyond(len(request.hashes), request.block_size, num_held)
 
     def begin(self, request: KvRequest, first: int, blocks: Sequence[int]) -> LoadOrder:
         return LoadOrder.of(request, first, blocks, dict(request.params))

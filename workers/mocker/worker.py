@@ -10,9 +10,9 @@ from stafette.kvtransfer.control.host import host_id
 from stafette.kvtransfer.errors import KvTransferError
 from stafette.kvtransfer.event_log import EventLog
 from stafette.kvtransfer.event_stream.publisher import EventPublisher
-from stafette.workers.errors import Declined, EngineDead, RequestError
+from stafette.workers.errors import EngineDead, RequestError
 from stafette.workers.handover.exports import Exported
-from stafette.workers.mocker.config import ROLES, MockerConfig, Role
+from stafette.workers.mocker.config import MockerConfig
 from stafette.workers.mocker.core import Mocker
 from stafette.workers.mocker.host import MockHost
 from stafette.workers.mocker.news import News
@@ -21,23 +21,22 @@ from stafette.workers.service.frames import Order
 from stafette.workers.service.inbox import Inbox
 from stafette.workers.service.load import load_of
 from stafette.workers.service.outcome import told_of
-from stafette.workers.service.serving import Operation, Served
+from stafette.workers.service.serving import Operation
+from stafette.workers.service.standing import Standing
 
 _log = logging.getLogger(__name__)
 _MOST_MOVES = 8  # in one turn of the event loop, which others wait for
 _LATE_S = 0.05  # up to which a step counts as made in time, so that the next one ends in time too
 
 
-class MockWorker(Served):
+class MockWorker(Standing):
     """Steps in the event loop in which it was made, by the loop's timers."""
 
     def __init__(
         self, config: MockerConfig, host: MockHost, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.config = config
-        self.role: Role = config.role
-        self._leaving = asyncio.Event()
-        self.on_change: Callable[[], None] = lambda: None  # the server's
+        super().__init__(config.role)
         self.late_seconds = 0.0  # by which steps came after their time, all together
         self._host = host
         self._clock = clock
@@ -65,8 +64,8 @@ class MockWorker(Served):
         return self._epoch
 
     @property
-    def draining(self) -> bool:
-        return self._leaving.is_set()
+    def num_running(self) -> int:
+        return self.core.stats().scheduler.num_running
 
     @property
     def num_pinned(self) -> int:
@@ -76,18 +75,6 @@ class MockWorker(Served):
     def relieve(self) -> None:
         """Take back a lease whose reader has had time enough."""
         self.core.connector.relieve()
-
-    def drain(self, leave: bool = True) -> None:
-        """Take nothing new; frontends are told at once, and move what is here elsewhere."""
-        if leave:
-            self._leaving.set()
-        else:
-            self._leaving.clear()
-        self.on_change()
-
-    async def told_to_leave(self) -> None:
-        """Wait until somebody wants this worker to drain."""
-        await self._leaving.wait()
 
     def describe(self) -> Mapping[str, object]:
         engine = self.config.engine
@@ -222,10 +209,6 @@ class MockWorker(Served):
 
     # What else can be asked
 
-    def _raise_if_draining(self) -> None:
-        if self.draining:
-            raise Declined("worker", self.name, "takes nothing new: it is draining")
-
     async def _add_peer(self, payload: object) -> object:
         if not isinstance(payload, bytes):
             raise RequestError("metadata", payload, "must be bytes of a worker's metadata")
@@ -233,18 +216,6 @@ class MockWorker(Served):
             return self._host.add_peer(payload)
         except KvTransferError as error:
             raise RequestError("metadata", f"{len(payload)} bytes", str(error)) from error
-
-    async def _set_role(self, payload: object) -> object:
-        if payload not in ROLES:
-            raise RequestError("role", payload, f"must be one of {', '.join(ROLES)}")
-        before, self.role = self.role, payload  # type: ignore[assignment]
-        self.on_change()
-        return before
-
-    async def _drain(self, payload: object) -> object:
-        """False takes it back, as long as this worker has not ended."""
-        self.drain(payload is not False)
-        return self.core.stats().scheduler.num_running
 
     async def _give_up(self, payload: object) -> object:
         """Nothing more will come of a hand-off: who waits for it goes on without."""

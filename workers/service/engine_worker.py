@@ -2,10 +2,9 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
-from typing import Literal, get_args
 
 from stafette.kvtransfer.agent import Agent
 from stafette.kvtransfer.agent_config import AgentConfig
@@ -19,16 +18,14 @@ from stafette.kvtransfer.event_stream.publisher import EventPublisher, Publisher
 from stafette.workers.async_engine import AsyncEngine
 from stafette.workers.building import build_engine
 from stafette.workers.config import EngineConfig
-from stafette.workers.errors import ConfigError, Declined, RequestError
+from stafette.workers.errors import ConfigError, RequestError
 from stafette.workers.handover.handover import Handover
 from stafette.workers.request import OutputDelta
 from stafette.workers.service.frames import Order
 from stafette.workers.service.load import load_of
 from stafette.workers.service.outcome import told_of
-from stafette.workers.service.serving import Operation, Served
-
-Role = Literal["prefill", "decode", "both"]
-_ROLES = get_args(Role)
+from stafette.workers.service.serving import Operation
+from stafette.workers.service.standing import ROLES, Role, Standing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,13 +39,13 @@ class WorkerConfig:
     worker_class: str = ""  # those of one class are equally fast
 
     def __post_init__(self) -> None:
-        if self.role not in _ROLES:
-            raise ConfigError("worker.role", self.role, f"must be one of {', '.join(_ROLES)}")
+        if self.role not in ROLES:
+            raise ConfigError("worker.role", self.role, f"must be one of {', '.join(ROLES)}")
         if self.agent.name != self.name:
             raise ConfigError("worker.agent.name", self.agent.name, f"must be {self.name!r}")
 
 
-class EngineWorker(Served):
+class EngineWorker(Standing):
     """Make it with `await EngineWorker.start(config)`, in the loop that serves it."""
 
     def __init__(
@@ -59,9 +56,7 @@ class EngineWorker(Served):
         events: EventPublisher,
     ) -> None:
         self.config = config
-        self.role: Role = config.role
-        self.on_change: Callable[[], None] = lambda: None
-        self._leaving = asyncio.Event()
+        super().__init__(config.role)
         self._handover = handover
         self._connector = connector
         self._engine = handover.engine
@@ -94,8 +89,8 @@ class EngineWorker(Served):
         return self._engine
 
     @property
-    def draining(self) -> bool:
-        return self._leaving.is_set()
+    def num_running(self) -> int:
+        return self._engine.stats().scheduler.num_running
 
     @property
     def num_pinned(self) -> int:
@@ -105,18 +100,6 @@ class EngineWorker(Served):
     def relieve(self) -> None:
         """Take back a lease whose reader has had time enough."""
         self._connector.relieve()
-
-    def drain(self, leave: bool = True) -> None:
-        """Take nothing new; frontends are told at once, and move what is here elsewhere."""
-        if leave:
-            self._leaving.set()
-        else:
-            self._leaving.clear()
-        self.on_change()
-
-    async def told_to_leave(self) -> None:
-        """Wait until somebody wants this worker to drain."""
-        await self._leaving.wait()
 
     def describe(self) -> Mapping[str, object]:
         config, core = self.config.engine, self._engine.engine
@@ -174,10 +157,6 @@ class EngineWorker(Served):
         await self._engine.close()
         self._events.close()
 
-    def _raise_if_draining(self) -> None:
-        if self.draining:
-            raise Declined("worker", self.name, "takes nothing new: it is draining")
-
     async def _add_peer(self, payload: object) -> object:
         """Get to know another worker's agent; its first contact is made in the background."""
         if not isinstance(payload, bytes):
@@ -186,19 +165,6 @@ class EngineWorker(Served):
             return await asyncio.to_thread(self._agent.add_peer, payload)
         except KvTransferError as error:
             raise RequestError("metadata", f"{len(payload)} bytes", str(error)) from error
-
-    async def _set_role(self, payload: object) -> object:
-        """What is under way goes on; frontends learn it with the next beat."""
-        if payload not in _ROLES:
-            raise RequestError("role", payload, f"must be one of {', '.join(_ROLES)}")
-        before, self.role = self.role, payload  # type: ignore[assignment]
-        self.on_change()
-        return before
-
-    async def _drain(self, payload: object) -> object:
-        """False takes it back, as long as this worker has not ended."""
-        self.drain(payload is not False)
-        return self._engine.stats().scheduler.num_running
 
     async def _give_up(self, payload: object) -> object:
         """Nothing more will come of a hand-off: who waits for it goes on without."""

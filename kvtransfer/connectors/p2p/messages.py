@@ -42,6 +42,11 @@ class Take:
         own |= {"num_blocks": self.num_blocks, "news": list(self.news)}
         return {PARAMS: {"take": own}}
 
+    def tokens_beyond(self, num_hashes: int, block_size: int, num_held: int) -> int:
+        """Return how much of a prompt comes, behind the tokens that are here already."""
+        there = num_hashes if self.num_blocks is None else min(num_hashes, self.num_blocks)
+        return max(0, there * block_size - num_held)
+
     @classmethod
     def find(cls, params: Mapping[str, object]) -> "Take | None":
         """Read a request's parameters; None when they speak of no such thing."""
