@@ -7,6 +7,7 @@ import pytest
 from benchmarks.serving.nursery import TOKEN
 from stafette.platform.frontend.errors import Unavailable
 from stafette.platform.frontend.generator import Hints
+from stafette.workers import LLM, SamplingParams
 from stafette.workers.errors import RequestError
 from stafette.workers.service.config import ServiceConfig
 
@@ -57,6 +58,32 @@ async def test_many_answers_at_once_over_several_workers_are_the_ones_of_one_eng
     )
 
     assert found == [expected(prompt) for prompt in prompts]
+
+
+async def test_fifty_prompts_at_once_are_answered_token_for_token_in_fp32(rig):
+    flags = {"runner": "torch", "dtype": "float32"}
+    topics = ("rivers", "trains", "bread", "a lighthouse", "three brothers")
+    prompts = [
+        f"Story {i} is about {topics[i % 5]}. " + "And then they went on. " * (1 + 7 * i % 13)
+        for i in range(50)
+    ]
+    wanted = SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True)
+    llm = LLM(model="smollm2", max_model_len=1024, num_kv_blocks=512, num_threads=2, **flags)
+    alone = [each.outputs[0].token_ids for each in llm.generate(prompts, wanted, use_tqdm=False)]
+    llm.close()
+    await rig.start("p0", "d0", engine=flags)
+    rig.keep_apart("p0", "d0")
+
+    async def tokens(number):
+        request = rig.request(f"r{number}", prompts[number], max_tokens=8, ignore_eos=True)
+        found = []
+        async for deltas in rig.dispatcher.stream(request, Hints()):
+            found += [token for each in deltas for token in each.token_ids]
+        return found
+
+    assert await asyncio.gather(*map(tokens, range(50))) == alone
+    assert rig.dispatcher.counters.handed_over == 50
+    assert rig.dispatcher.counters.handover_failures == 0
 
 
 @pytest.mark.parametrize(

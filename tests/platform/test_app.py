@@ -1,0 +1,73 @@
+"""The Serve application, before Ray runs any of it."""
+
+import warnings
+
+import pytest
+
+with warnings.catch_warnings():  # of what Ray does with pydantic
+    warnings.simplefilter("ignore")
+    from stafette.platform.app import build
+
+SECRET = "a secret of this cluster"
+FLEET = """\
+model: smollm2
+pools:
+  prefill: {num_cpus: 2}
+  decode: {replicas: 2, num_gpus: 1, resources: {h100: 1}}
+frontend: {replicas: 2}
+"""
+
+
+@pytest.fixture
+def fleet(tmp_path, monkeypatch):
+    monkeypatch.setenv("STAFETTE_TOKEN", SECRET)
+    path = tmp_path / "fleet.yaml"
+    path.write_text(FLEET)
+    return path
+
+
+def deployments(args):
+    """Return the deployments that Serve is given, by their names."""
+    frontend = build(args)._bound_deployment
+    workers = [each._bound_deployment for each in frontend.init_args[1:]]
+    return {each.name: each for each in (frontend, *workers)}
+
+
+def test_a_file_and_what_is_set_over_it_give_the_deployments(fleet):
+    found = deployments({"config": str(fleet), "pools.decode.replicas": "3"})
+
+    assert {name: each.num_replicas for name, each in found.items()} == {
+        "Frontend": 2,
+        "PrefillWorker": 1,
+        "DecodeWorker": 3,
+    }
+    options = found["DecodeWorker"].ray_actor_options
+    assert (options["num_gpus"], options["resources"]) == (1, {"h100": 1})
+
+
+def test_the_tree_itself_can_be_the_arguments_of_a_serve_config(monkeypatch):
+    monkeypatch.setenv("STAFETTE_TOKEN", SECRET)
+
+    found = deployments({"model": "smollm2", "pools": {"aggregated": {"replicas": 4}}})
+
+    assert found["Worker"].num_replicas == 4
+
+
+def test_only_what_is_told_something_new_gets_a_new_version(fleet):
+    def versions(**args):
+        found = deployments({"config": str(fleet), **args})
+        return {name: each._version for name, each in found.items()}
+
+    before = versions()
+    assert versions(**{"pools.decode.replicas": "9"}) == before
+    changed = versions(**{"pools.decode.engine.max_num_seqs": "9"})
+    assert {name for name in before if before[name] != changed[name]} == {"DecodeWorker"}
+
+
+def test_another_secret_is_news_for_everybody(fleet, monkeypatch):
+    before = {name: each._version for name, each in deployments({"config": str(fleet)}).items()}
+    monkeypatch.setenv("STAFETTE_TOKEN", SECRET[::-1])
+
+    after = {name: each._version for name, each in deployments({"config": str(fleet)}).items()}
+
+    assert not set(before.values()) & set(after.values())
