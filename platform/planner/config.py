@@ -8,6 +8,11 @@ from typing import Literal
 from stafette.platform.frontend.errors import InvalidSetting
 
 
+def _check_above(name: str, value: float, bound: float) -> None:
+    if not bound < value < math.inf:  # a NaN fails as well
+        raise InvalidSetting(name, value, f"must be a number above {bound:g}")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SloConfig:
     """The share of requests that must be at least as fast as the limits say."""
@@ -87,8 +92,3 @@ class PlannerConfig:
         if least > max_gpus:
             remedy = f"is less than the pools' min_replicas take, {least:g}: raise it or lower them"
             raise InvalidSetting("max_gpus", max_gpus, remedy)
-
-
-def _check_above(name: str, value: float, bound: float) -> None:
-    if not bound < value < math.inf:  # a NaN fails as well
-        raise InvalidSetting(name, value, f"must be a number above {bound:g}")
