@@ -27,6 +27,7 @@ from stafette.platform.config_sources import (
 from stafette.platform.frontend.config import FrontendConfig
 from stafette.platform.frontend.errors import InvalidSetting
 from stafette.platform.frontend.keys import ApiKey, read_key_file, read_keys
+from stafette.platform.planner.config import PlannerConfig
 from stafette.platform.serving.config import DispatchConfig
 from stafette.router.router import RouterConfig
 from stafette.workers.config import EMBEDDED_MODEL, EngineConfig
@@ -162,6 +163,7 @@ class Config:
     transfer: Annotated[Part[AgentConfig], _TRANSFER] = _TRANSFER.empty()
     p2p: P2pConfig = P2pConfig()
     discovery: DiscoveryConfig = DiscoveryConfig()
+    planner: PlannerConfig = PlannerConfig()
 
     def __post_init__(self) -> None:
         for name, pool in self.pools.items():
@@ -169,6 +171,7 @@ class Config:
         if not self.start_timeout_s > 0:
             raise InvalidSetting("start_timeout_s", self.start_timeout_s, "must be above 0")
         self._check_roles()
+        self._check_planner()
         self._check_parts()
         sizes = {name: self.engine_flags(name).block_size for name in self.pools}
         if len(set(sizes.values())) > 1:
@@ -241,6 +244,12 @@ class Config:
             except Wrong as error:
                 last = error.field.rpartition(".")[2]
                 raise InvalidSetting(f"{name}.{last}", error.value, error.remedy) from None
+
+    def _check_planner(self) -> None:
+        for name in self.planner.pools:
+            if name not in self.pools:
+                remedy = f"is no pool; there are: {', '.join(self.pools)}"
+                raise InvalidSetting("planner.pools", name, remedy)
 
     def _check_roles(self) -> None:
         roles = {self.role(name) for name in self.pools}
