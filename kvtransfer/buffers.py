@@ -21,6 +21,16 @@ class FileMemory:
     offset: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class GpuMemory:
+    """Memory on a GPU that another process of ours has made and exported."""
+
+    address: int  # here
+    nbytes: int
+    device: int  # here
+    exported: object
+
+
 @runtime_checkable
 class Tensor(Protocol):
     """What we ask of a torch tensor, without torch."""
@@ -50,6 +60,9 @@ def region_of(buffer: object, shape: Shape) -> LocalRegion:
             return LocalRegion(info, buffer.array, address, shared=buffer, owner=buffer)
         case FileMemory():
             return _file_region(buffer, shape)
+        case GpuMemory():
+            info = _info(shape, "cuda", buffer.nbytes, buffer.device)
+            return LocalRegion(info, None, buffer.address, exported=buffer.exported)
         case Tensor():
             return _tensor_region(buffer, shape)
     return _array_region(buffer, shape)

@@ -1,4 +1,4 @@
-"""Host memory that a process can show to others: a sealed memfd, which only its maker can write.
+"""Host memory that a process can show to others: a sealed memfd, which only its makers can write.
 
 Mappings begin where a huge page can: then 512 of the usual pages cost one entry of the page table,
 and scattered blocks are read a third quicker.
@@ -31,28 +31,52 @@ _MADV_COLLAPSE = 25  # from Linux 6.1 on
 class SharedMemory:
     """Memory of ours. Who gets its file descriptor can map it to read, and cannot resize it.
 
+    Made with `sealed=False`, another process of ours may `join` it to write there as well, until it
+    is sealed.
+
     With `huge_pages` all of it is made resident now, in huge pages where the system has them: right
     for a pool that will be used in full. Without, pages come when they are touched, and are huge
     where the system's administrator has allowed it (transparent_hugepage/shmem_enabled).
     """
 
-    def __init__(self, name: str, nbytes: int, huge_pages: bool = False) -> None:
+    name: str
+    fd: int  # -1: given up
+    nbytes: int
+    array: Bytes
+
+    def __init__(
+        self, name: str, nbytes: int, huge_pages: bool = False, sealed: bool = True
+    ) -> None:
         if nbytes < 1:
             raise InvalidValue("nbytes", nbytes, "must be at least 1")
-        self.name = name
-        self.nbytes = nbytes
-        self.fd = os.memfd_create(f"stafette-{name}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        os.ftruncate(self.fd, nbytes)
-        self.array: Bytes = _map(self.fd, nbytes, mmap.PROT_READ | mmap.PROT_WRITE)
-        fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, _SEALS)  # after our own mapping, which may write
+        fd = os.memfd_create(f"stafette-{name}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        os.ftruncate(fd, nbytes)
+        self._map(name, fd, nbytes)
+        if sealed:
+            self.seal()  # after our own mapping, which may write
         if huge_pages:
             self._make_resident()
+
+    @classmethod
+    def join(cls, name: str, fd: int) -> "SharedMemory":
+        """Map memory that another process of ours has made, to write; `fd` is ours from now on."""
+        memory = cls.__new__(cls)
+        memory._map(name, fd, os.fstat(fd).st_size)
+        return memory
+
+    def seal(self) -> None:
+        """From now on nobody new can write here."""
+        fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, _SEALS)
 
     def close(self) -> None:
         """Give up the descriptor. The memory goes with the last array and mapping of it."""
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
+
+    def _map(self, name: str, fd: int, nbytes: int) -> None:
+        self.name, self.fd, self.nbytes = name, fd, nbytes
+        self.array = _map(fd, nbytes, mmap.PROT_READ | mmap.PROT_WRITE)
 
     def _make_resident(self) -> None:
         self.array[::HUGE_PAGE_BYTES] = 0  # huge pages are made only where there is something

@@ -81,6 +81,7 @@ class LocalRegion:
     shared: SharedMemory | None = None  # host memory that peers on this host can map
     fd: int = -1  # of a file
     owner: object = None  # keeps device memory alive
+    exported: object = None  # of device memory of another process: what that one tells of it
 
     @property
     def name(self) -> str:

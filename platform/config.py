@@ -224,10 +224,13 @@ class Config:
             remedy = f"must be given: prefill, decode or both (only {known} tell it by their name)"
             raise InvalidSetting(f"pools.{name}.role", None, remedy)
         try:
-            self.engine_flags(name)
+            ranks = self.engine_flags(name).tensor_parallel_size
         except ConfigError as error:
             where = f"pools.{name}.engine.{error.field}"
             raise InvalidSetting(where, error.value, error.remedy) from None
+        if pool.num_gpus and ranks > 1 and pool.num_gpus != ranks:
+            remedy = f"must be {ranks}: each rank of tensor_parallel_size has a GPU of its own"
+            raise InvalidSetting(f"pools.{name}.num_gpus", pool.num_gpus, remedy)
 
     def _check_parts(self) -> None:
         """Make once what is made where it is used: a wrong value is known before any start."""

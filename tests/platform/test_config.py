@@ -85,6 +85,10 @@ def test_the_command_line_wins_over_the_environment_and_that_over_the_file(fleet
         ("pools.decode.engine.block_size=32", "must be the same in all pools"),
         ("pools.draft.replicas=1", "pools.draft.role = None: must be given"),
         ("pools={}", "must have one that decodes"),
+        (
+            "pools.decode={num_gpus: 1, engine: {tensor_parallel_size: 2}}",
+            "num_gpus = 1.0: must be 2",
+        ),
         ("frontend.port=99999", "frontend.port = 99999: must be at most 65535"),
         ("frontend.replicas=0", "frontend.replicas = 0: must be at least 1"),
         ("service.silence_s=0.1", "service.silence_s = 0.1: must be at least two beats"),

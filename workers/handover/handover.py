@@ -40,10 +40,10 @@ class Handover:
     async def start(cls, engine: AsyncEngine, connector: KvConnector) -> "Handover":
         """Let the connector use the engine's KV memory."""
         handover = cls(engine, connector)
-        runner = engine.engine.executor.runner
-        share = KvShare(runner.kv_memory(), block_layout(runner.kv_layout))
+        memories = await engine.call(lambda core: core.executor.runner.kv_memories())
+        shares = [KvShare(each.buffer, block_layout(each.layout)) for each in memories]
         connector.on_kv_events(engine.engine.kv_events.add)
-        await asyncio.to_thread(connector.register, [share])
+        await asyncio.to_thread(connector.register, shares)
         await engine.call(handover._attach)
         return handover
 
@@ -176,15 +176,17 @@ def check_config(config: EngineConfig) -> None:
     for name in ("share_kv_memory", "enable_prefix_caching"):
         if not getattr(config, name):
             raise ConfigError(name, False, "must be set for KV to be handed over")
-    if config.tensor_parallel_size > 1:
-        remedy = "must be 1 for KV to be handed over: the other ranks' memory is out of reach here"
-        raise ConfigError("tensor_parallel_size", config.tensor_parallel_size, remedy)
 
 
 def block_layout(layout: KvLayout) -> BlockLayout:
     """Return the layout of an engine's blocks as peers know it."""
     return BlockLayout(
-        layout.num_layers, layout.num_kv_heads, layout.block_size, layout.head_dim, layout.dtype
+        layout.num_layers,
+        layout.num_kv_heads,
+        layout.block_size,
+        layout.head_dim,
+        layout.dtype,
+        first_head=layout.first_kv_head,
     )
 
 

@@ -1,12 +1,15 @@
 """Tensor parallelism on one host: the first rank runs here, each other in a process of its own."""
 
 import dataclasses
+import os
 import time
 from collections.abc import Callable
 from typing import Any, NoReturn, TypeVar
 
 import torch
 
+from stafette.kvtransfer.memory import SharedMemory
+from stafette.kvtransfer.transports.cuda import joined
 from stafette.workers.config import EngineConfig
 from stafette.workers.errors import ConfigError, EngineDead, EngineError
 from stafette.workers.models.sharding import TensorParallel, check_shardable
@@ -14,7 +17,7 @@ from stafette.workers.runner.collectives import join, open_meeting
 from stafette.workers.runner.device import choose_device
 from stafette.workers.runner.link import pack_inputs
 from stafette.workers.runner.rank_process import RankProcess
-from stafette.workers.runner.runner import Runner, StepInputs, StepTensors
+from stafette.workers.runner.runner import KvLayout, KvMemory, Runner, StepInputs, StepTensors
 from stafette.workers.runner.torch_runner import TorchRunner
 from stafette.workers.weights.checkpoint import Checkpoint
 
@@ -60,6 +63,13 @@ class ParallelRunner(Runner):
 
     def kv_pool(self) -> torch.Tensor:
         return self._local.kv_pool()
+
+    def kv_memories(self) -> list[KvMemory]:
+        """Map the other ranks' pools, after which nobody else can write there."""
+        self._tell({"op": "shared_kv", "arguments": []})
+        told = self._collect(self._step_timeout_s)
+        others = [_join(rank, each) for rank, each in zip(self._ranks, told, strict=True)]
+        return [*self._local.kv_memories(), *others]
 
     def forward(self, inputs: StepInputs) -> StepTensors:
         self._tell({"op": "forward", "inputs": pack_inputs(inputs)})
@@ -179,6 +189,17 @@ class ParallelRunner(Runner):
     def _stop_ranks(self) -> None:
         for process in self._ranks:
             process.stop()
+
+
+def _join(rank: RankProcess, told: dict[str, Any]) -> KvMemory:
+    """Map a rank's pool, by what it has told of it."""
+    layout = KvLayout(**told["layout"])
+    if "gpu" in told:
+        return KvMemory(joined.join(joined.Shared(**told["gpu"])), layout)
+    fd = os.open(f"/proc/{rank.pid}/fd/{told['fd']}", os.O_RDWR | os.O_CLOEXEC)
+    memory = SharedMemory.join("kv", fd)
+    memory.seal()
+    return KvMemory(memory, layout)
 
 
 def _share_of_threads(config: EngineConfig, device: torch.device) -> EngineConfig:

@@ -26,6 +26,7 @@ class KvLayout:
     block_size: int
     head_dim: int
     dtype: str  # bfloat16 | float16 | float32 | fp8
+    first_kv_head: int = 0  # of the model's
 
     @property
     def shape(self) -> tuple[int, int, int, int, int]:
@@ -35,6 +36,14 @@ class KvLayout:
     def block_bytes(self) -> int:
         width = {"float32": 4, "bfloat16": 2, "float16": 2, "fp8": 1}[self.dtype]
         return int(np.prod(self.shape)) * width
+
+
+@dataclass(frozen=True, slots=True)
+class KvMemory:
+    """A rank's pool as a transfer agent of this process takes it."""
+
+    buffer: object
+    layout: KvLayout
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +105,10 @@ class Runner(ABC):
     def kv_memory(self) -> object:
         """Return the pool as a transfer agent takes it: with `share_kv_memory`, best for peers."""
         return self.kv_pool()
+
+    def kv_memories(self) -> list[KvMemory]:
+        """Return the pools of all ranks, to each of which this process can write."""
+        return [KvMemory(self.kv_memory(), self.kv_layout)]
 
     def wait_for_kv(self) -> None:
         """Return when all that the steps so far have written to the pool can be read by others."""

@@ -1,9 +1,12 @@
 """Runs any architecture on torch, on a CPU or a CUDA device: the tier that needs no compiler."""
 
+from dataclasses import asdict
+
 import numpy as np
 import torch
 
 from stafette.kvtransfer.memory import SharedMemory
+from stafette.kvtransfer.transports.cuda import joined
 from stafette.workers.attention.backend import AttentionBackend, AttentionMetadata, AttentionShape
 from stafette.workers.attention.registry import choose
 from stafette.workers.config import EngineConfig
@@ -69,9 +72,10 @@ class TorchRunner(Runner):
         try:
             # Zeros: a masked row's share is 0, and 0 times what was never written must be 0.
             if self.config.share_kv_memory and self.device.type == "cpu":
-                self._shared = SharedMemory(
-                    "kv", num_blocks * self.kv_layout.block_bytes, huge_pages=True
-                )
+                size, alone = num_blocks * self.kv_layout.block_bytes, self.tp.size == 1
+                # The first rank's process seals those of the others, when it has joined them.
+                sealed = alone or self.tp.rank == 0
+                self._shared = SharedMemory("kv", size, huge_pages=True, sealed=sealed)
                 self._pool = torch.from_numpy(self._shared.array).view(dtype).view(shape)
             else:
                 self._pool = torch.zeros(shape, dtype=dtype, device=self.device)
@@ -85,6 +89,17 @@ class TorchRunner(Runner):
 
     def kv_memory(self) -> object:
         return self._shared or self.kv_pool()
+
+    def shared_kv(self) -> dict[str, object]:
+        """Return by what another process of this engine finds the pool, which it then joins."""
+        told: dict[str, object] = {"layout": asdict(self.kv_layout)}
+        if self._shared is not None:
+            return told | {"fd": self._shared.fd}
+        if self.device.type != "cuda":
+            raise ConfigError("share_kv_memory", self.config.share_kv_memory, "must be set")
+        pool = self.kv_pool()
+        device = pool.device.index or 0
+        return told | {"gpu": asdict(joined.share(pool.data_ptr(), pool.nbytes, device))}
 
     def forward(self, inputs: StepInputs) -> StepTensors:
         try:
@@ -197,6 +212,7 @@ class TorchRunner(Runner):
             block_size=self.config.block_size,
             head_dim=self.spec.head_dim,
             dtype=choose_kv_dtype(self.config, self.dtype),
+            first_kv_head=self.tp.span(self.spec.num_kv_heads)[0],
         )
 
     def _backend(self) -> AttentionBackend:

@@ -112,7 +112,7 @@ class EngineWorker(Standing):
             "block_size": config.block_size,
             "fingerprint": hasher.fingerprint,
             "num_blocks": core.pool.num_blocks,
-            "block_bytes": self._handover.connector.shares[0].layout.block_bytes,
+            "block_bytes": sum(s.layout.block_bytes for s in self._handover.connector.shares),
             "max_num_seqs": config.max_num_seqs,
             "host": host_id(),
             "agent": self._agent.metadata(),

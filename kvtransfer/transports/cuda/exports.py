@@ -46,7 +46,13 @@ class Export:
 
 def export(driver: CudaDriver, region: LocalRegion) -> Export:
     """Return what shows a region; CudaError where its memory cannot be shared."""
-    device = region.info.device
-    base, nbytes = driver.allocation(region.address, device)
+    if region.exported is not None:  # by the process that has made it
+        return Export.read(region.exported)
+    return export_at(driver, region.address, region.info.device)
+
+
+def export_at(driver: CudaDriver, address: int, device: int) -> Export:
+    """Return what shows the memory of this process that begins at an address."""
+    base, nbytes = driver.allocation(address, device)
     handle = driver.export(base, device)
-    return Export(handle, nbytes, region.address - base, driver.uuids[device])
+    return Export(handle, nbytes, address - base, driver.uuids[device])

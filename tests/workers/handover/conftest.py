@@ -201,3 +201,8 @@ def pair(request, engines) -> tuple[EngineProcess, EngineProcess]:
 @pytest.fixture(scope="session")
 def know():
     return introduce
+
+
+@pytest.fixture(scope="session")
+def make_process():
+    return EngineProcess

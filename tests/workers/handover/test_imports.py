@@ -324,7 +324,7 @@ async def test_closing_ends_the_wait_for_blocks_and_the_engine_goes_on(make, rig
 
 @pytest.mark.parametrize(
     ("flag", "value"),
-    [("share_kv_memory", False), ("enable_prefix_caching", False), ("tensor_parallel_size", 2)],
+    [("share_kv_memory", False), ("enable_prefix_caching", False)],
 )
 def test_an_engine_that_cannot_hand_over_says_which_flag_to_change(rig, flag, value):
     with pytest.raises(ConfigError) as caught:
