@@ -18,7 +18,7 @@ serve: $(RUN)  ## serve OpenAI's API from a fleet on this machine; make serve CO
 	$(PY) -m stafette serve $(CONFIG)
 
 test: $(DEV)
-	$(PY) -m pytest -q
+	$(PY) -m pytest -q -n 2 --dist loadscope --no-loadscope-reorder
 
 check: $(DEV)
 	$(VENV)/bin/ruff format --check .

@@ -1,10 +1,14 @@
-"""Tiny Hugging Face models with random weights, and the same weights as a checkpoint of ours."""
+"""Tiny Hugging Face models with random weights, and the same weights as a checkpoint of ours.
+
+And which tests may run beside each other.
+"""
 
 from collections.abc import Iterator
 
 import pytest
 import torch
 import transformers
+from xdist.scheduler import LoadScopeScheduling
 
 from stafette.workers.errors import CheckpointError
 from stafette.workers.models.spec import ModelSpec, MoeSpec, RopeSpec
@@ -30,6 +34,29 @@ CONFIGS = {
     "qwen3": transformers.Qwen3Config,
     "qwen3_moe": transformers.Qwen3MoeConfig,
 }
+
+# Folders that take minutes: begun last, one of them would keep a core waiting at the end.
+LONG = ("platform/on_ray", "workers/handover", "platform/serving", "workers/gpu")
+
+
+class FolderByFolder(LoadScopeScheduling):
+    """A folder's tests share processes that are started once: they stay together."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return nodeid.partition("::")[0].rpartition("/")[0]
+
+
+def pytest_xdist_make_scheduler(config, log):
+    return FolderByFolder(config, log)
+
+
+def pytest_collection_modifyitems(items):
+    def rank(item) -> int:
+        folder = item.nodeid.partition("::")[0].rpartition("/")[0]
+        found = [i for i, name in enumerate(LONG) if folder.endswith(name)]
+        return found[0] if found else len(LONG)
+
+    items.sort(key=rank)
 
 
 class MemoryCheckpoint(Checkpoint):

@@ -47,7 +47,11 @@ def test_frames_before_a_malformed_one_are_lost_with_it_only_if_they_came_with_i
         reader.feed(b"\0\0\0\0")
 
 
-@pytest.mark.parametrize("value", [b"x" * 100, object(), 1 << 64, [[]]], ids=str)
+@pytest.mark.parametrize(
+    "value",
+    [b"x" * 100, object(), 1 << 64, [[]]],
+    ids=["too long", "no type", "too large", "nested"],
+)
 def test_what_no_peer_could_read_is_not_written(value):
     deep: object = value
     if value == [[]]:

@@ -146,14 +146,14 @@ class Fleet:
         )
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def fleet(tmp_path_factory):
     settings = tmp_path_factory.mktemp("fleet") / "fleet.yaml"
     settings.write_text(FLEET)
     fleet = Fleet(settings)
     processes = psutil.Process(fleet.command.process.pid).children(recursive=True)
     yield fleet
-    assert fleet.command.end() == 0
+    assert fleet.command.end() == 0, "\n".join(fleet.command.said)
     _, alive = psutil.wait_procs(processes, timeout=PATIENCE_S)
     assert not alive
 
@@ -174,7 +174,7 @@ def command():
     return Command
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def expected():
     """What one engine alone answers."""
     from stafette.workers import LLM, SamplingParams
