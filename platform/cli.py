@@ -10,8 +10,10 @@ from stafette.kvtransfer.errors import KvTransferError
 from stafette.platform.commands import (
     chat,
     config,
+    estimate,
     generate,
     kv_size,
+    profiling_command,
     router,
     serve,
     status,
@@ -23,8 +25,10 @@ from stafette.workers.errors import EngineError
 COMMANDS = {
     "chat": chat,
     "config": config,
+    "estimate": estimate,
     "generate": generate,
     "kv-size": kv_size,
+    "profile": profiling_command,
     "router": router,
     "serve": serve,
     "status": status,
