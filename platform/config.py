@@ -44,6 +44,7 @@ _STAND_IN = "any"  # a tree must have a pool that decodes
 _OF_WORKERS = (
     "name",
     "model",
+    "lora_modules",
     "log_level",
     "cluster",
     "engine",
@@ -55,6 +56,7 @@ _OF_WORKERS = (
 _OF_FRONTENDS = (
     "name",
     "model",
+    "lora_modules",
     "log_level",
     "cluster",
     "frontend",
@@ -64,7 +66,7 @@ _OF_FRONTENDS = (
     "discovery",
 )
 _ENGINE = PartOf(EngineConfig, "model", "prefix_cache_key", "share_kv_memory")
-_DISPATCH = PartOf(DispatchConfig, "model")
+_DISPATCH = PartOf(DispatchConfig, "model", "loras")
 _ETCD = PartOf(EtcdConfig, "ca_cert", "client_cert", "client_key")
 _SERVICE = PartOf(
     ServiceConfig,
@@ -153,6 +155,8 @@ class Config:
     model: str = EMBEDDED_MODEL  # a directory, a .gguf file, or the embedded model's name
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     start_timeout_s: float = 900.0  # of `stafette serve`, until all is ready
+    # PEFT adapters by the name that requests give, each a directory on every node.
+    lora_modules: Mapping[str, str] = field(default_factory=dict)
     cluster: ClusterConfig = ClusterConfig()
     engine: Annotated[Part[EngineConfig], _ENGINE] = _ENGINE.empty()  # of every pool
     pools: Mapping[str, PoolConfig] = field(default_factory=_default_pools)
@@ -171,6 +175,7 @@ class Config:
         if not self.start_timeout_s > 0:
             raise InvalidSetting("start_timeout_s", self.start_timeout_s, "must be above 0")
         self._check_roles()
+        self._check_loras()
         self._check_planner()
         self._check_parts()
         sizes = {name: self.engine_flags(name).block_size for name in self.pools}
@@ -185,6 +190,8 @@ class Config:
         on_cpu = own.num_gpus == 0 and flags.get("device", "auto") != "cuda"
         if on_cpu and own.num_cpus >= 1:
             flags.setdefault("num_threads", int(own.num_cpus))
+        if self.lora_modules:
+            flags = {"max_loras": len(self.lora_modules)} | flags | {"enable_lora": True}
         return EngineConfig.of(model=self.model, **flags)
 
     def role(self, pool: str) -> Role:
@@ -253,6 +260,13 @@ class Config:
             if name not in self.pools:
                 remedy = f"is no pool; there are: {', '.join(self.pools)}"
                 raise InvalidSetting("planner.pools", name, remedy)
+
+    def _check_loras(self) -> None:
+        served = self.frontend.served_model_name or (self.model,)
+        for name in self.lora_modules:
+            if name in served:
+                remedy = "is the model's own name: give the adapter another one"
+                raise InvalidSetting("lora_modules", name, remedy)
 
     def _check_roles(self) -> None:
         roles = {self.role(name) for name in self.pools}

@@ -7,6 +7,12 @@ from stafette.router.load import LoadView
 from stafette.router.request import Candidate, Request, WorkerSpec
 
 
+class Busy(str):
+    """A reason that passes with time: the target would take the request, later."""
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FilterConfig:
     max_queued_tokens: int = 0  # above it a target is overloaded; 0: no bound
@@ -28,14 +34,14 @@ def reason_against(
     return _overload(spec, load, config)
 
 
-def _overload(spec: WorkerSpec, load: LoadView, config: FilterConfig) -> str | None:
+def _overload(spec: WorkerSpec, load: LoadView, config: FilterConfig) -> Busy | None:
     if spec.max_requests and load.requests >= spec.max_requests:
-        return f"is full: {load.requests} requests"
+        return Busy(f"is full: {load.requests} requests")
     if config.max_queued_tokens and load.queued_tokens > config.max_queued_tokens:
-        return f"is overloaded: {load.queued_tokens} tokens wait"
+        return Busy(f"is overloaded: {load.queued_tokens} tokens wait")
     share = load.used_blocks / spec.total_blocks if spec.total_blocks else 0.0
     if config.max_used_share and share > config.max_used_share:
-        return f"is overloaded: {share:.0%} of its blocks are in use"
+        return Busy(f"is overloaded: {share:.0%} of its blocks are in use")
     return None
 
 

@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import count
 
 from stafette.workers.config import EngineConfig
 from stafette.workers.errors import ConfigError, RequestError
@@ -33,7 +32,7 @@ class Adapters:
         self._on_device = on_device
         self._loaded: dict[str, Loaded] = {}
         self._users: Counter[str] = Counter()
-        self._generations = count()
+        self._times: Counter[str] = Counter()  # it was loaded, under this name
 
     @property
     def names(self) -> list[str]:
@@ -50,7 +49,10 @@ class Adapters:
             raise RequestError("lora", name, remedy)
         slot = self._free[-1]
         self._on_device(lambda: self._runner.add_lora(slot, path))
-        identity = f"{name}#{next(self._generations)}"
+        loaded_before = self._times[name]
+        self._times[name] += 1
+        # Of the first load the name alone: other workers, and routers, hash the same.
+        identity = f"{name}\0{loaded_before}" if loaded_before else name
         self._loaded[name] = Loaded(self._free.pop(), identity)
 
     def unload(self, name: str) -> None:

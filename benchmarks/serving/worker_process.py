@@ -76,6 +76,7 @@ async def work(told: dict[str, Any]) -> bool:
         engine=EngineConfig(**(FLAGS | told.get("engine", {}))),
         agent=AgentConfig(name=told["name"], token=token),
         p2p=P2pConfig(**told.get("p2p", {})),
+        loras=told.get("loras", {}),
     )
     worker = await SlowWorker.start(config)
     assert isinstance(worker, SlowWorker)

@@ -56,8 +56,11 @@ def run(arguments: argparse.Namespace) -> int:
         raise InvalidSetting(
             "config", None, "name a YAML file of the fleet (examples/laptop.yaml), or give --local"
         )
-    if flags or arguments.lora:
-        name = next(iter(flags), "lora")
+    if arguments.lora:
+        remedy = "is for --local; with a fleet: --set lora_modules.NAME=DIR, or in the file"
+        raise InvalidSetting("--lora", arguments.lora[0], remedy)
+    if flags:
+        name = next(iter(flags))
         remedy = f"is for --local; with a fleet: --set SECTION.{name}=VALUE, or in the file"
         raise InvalidSetting(f"--{name.replace('_', '-')}", flags.get(name), remedy)
     return _serve_fleet(load(arguments.config, arguments.set).config, arguments)

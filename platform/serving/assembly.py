@@ -51,6 +51,7 @@ def worker_config(config: Config, pool: str, name: str, host: str) -> WorkerConf
         p2p=config.p2p,
         events=PublisherConfig(address=loopback, replay_address=loopback, key=config.token),
         worker_class=config.pools[pool].worker_class or pool,
+        loras=config.lora_modules,
     )
 
 
@@ -68,7 +69,7 @@ def make_front(config: Config, name: str, host: str) -> Front:
     events = EventSubscriber(router.index, SubscriberConfig(key=config.token))
     fleet = WorkerFleet(name, FleetConfig(service=service_config(config)), router, events)
     tokenizer = open_tokenizer(config.model, config.engine.given.get("tokenizer"))  # type: ignore[arg-type]
-    dispatch = config.dispatch.make(model=config.model)
+    dispatch = config.dispatch.make(model=config.model, loras=tuple(config.lora_modules))
     dispatcher = Dispatcher(dispatch, fleet, tokenizer, PromptHasher(hashers))
     return Front(fleet, events, dispatcher, tokenizer, peers)
 

@@ -10,6 +10,7 @@ _ABOVE_ZERO = ("wait_s", "prefill_timeout_s", "retry_after_s", "move_timeout_s",
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DispatchConfig:
     model: str  # by which workers and router name it
+    loras: tuple[str, ...] = ()  # adapters that requests may name
     max_attempts: int = 8  # of one answer, each on workers that were there when it began
     wait_s: float = 30.0  # for a worker, when none can take a request
     prefill_timeout_s: float = 120.0

@@ -101,6 +101,7 @@ class Dispatcher:
             prefix_queries=sums["prefix_queries"],
             prefix_hits=sums["prefix_hits"],
             num_preemptions=sums["preemptions"],
+            loras=self.config.loras,
         )
 
     async def _answer(

@@ -202,6 +202,7 @@ def read_spec(name: str, description: Mapping[str, object]) -> WorkerSpec:
         host=words("host"),
         total_blocks=number("num_blocks"),
         block_bytes=number("block_bytes"),
+        loras=_loras(description),
     )
 
 
@@ -210,6 +211,14 @@ def read_load(load: Mapping[str, object], at: float) -> LoadReport:
         return whole(load.get(key), key, _U63_END)
 
     return LoadReport(at, number("queued_tokens"), number("running"), number("used_blocks"))
+
+
+def _loras(description: Mapping[str, object]) -> frozenset[str] | None:
+    """Return the adapters that a worker has; None when it does not tell: it takes any."""
+    if "loras" not in description:
+        return None
+    names = exact(description["loras"], "loras", list)
+    return frozenset(text(name, "lora", _MAX_TEXT_BYTES) for name in names)
 
 
 def _role(value: object) -> Role:

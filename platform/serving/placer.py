@@ -13,11 +13,11 @@ from stafette.platform.serving.course import Course
 from stafette.platform.serving.fleet import WorkerFleet
 from stafette.router import request as placing
 from stafette.router.errors import NoCandidate, Rejected, RouterError, UnknownReservation
+from stafette.router.filters import Busy
 from stafette.router.hashing import PromptHasher
 from stafette.router.router import Placement
 
 _LOOK_AGAIN_S = 0.1
-_FULL = ("is full", "is overloaded")  # how a router's filters say that somebody is there, but busy
 
 
 class Placer:
@@ -104,6 +104,6 @@ class Placer:
         return limit if limit is not None and limit < self._router.expected_output_tokens else None
 
     def _none(self, error: NoCandidate) -> TooMany | Unavailable:
-        if any(reason.startswith(_FULL) for reason in error.reasons.values()):
+        if any(isinstance(reason, Busy) for reason in error.reasons.values()):
             return TooMany(str(error), retry_after_s=self._config.retry_after_s)
         return Unavailable(str(error))

@@ -89,6 +89,7 @@ def test_the_command_line_wins_over_the_environment_and_that_over_the_file(fleet
             "pools.decode={num_gpus: 1, engine: {tensor_parallel_size: 2}}",
             "num_gpus = 1.0: must be 2",
         ),
+        ("lora_modules={smollm2: /a}", "lora_modules = 'smollm2': is the model's own name"),
         ("frontend.port=99999", "frontend.port = 99999: must be at most 65535"),
         ("frontend.replicas=0", "frontend.replicas = 0: must be at least 1"),
         ("service.silence_s=0.1", "service.silence_s = 0.1: must be at least two beats"),
@@ -242,3 +243,14 @@ def test_each_process_is_told_only_what_it_needs(fleet):
     sized = told("pools.prefill.engine.block_size=32", "pools.decode.engine.block_size=32")[2]
     assert sized.engine_flags("any").block_size == 32
     assert before[1].role("decode") == "decode"
+
+
+def test_every_engine_has_room_for_the_adapters(fleet):
+    loras = "lora_modules={style: /adapters/style, tone: /adapters/tone}"
+
+    config = read(fleet, loras).config
+
+    flags = config.engine_flags("decode")
+    assert (flags.enable_lora, flags.max_loras) == (True, 2)
+    assert config.for_workers("decode").lora_modules == config.lora_modules
+    assert read(fleet, loras, "engine.max_loras=5").config.engine_flags("decode").max_loras == 5

@@ -37,6 +37,7 @@ class WorkerConfig:
     p2p: P2pConfig = P2pConfig()
     events: PublisherConfig = field(default_factory=PublisherConfig)
     worker_class: str = ""  # those of one class are equally fast
+    loras: Mapping[str, str] = field(default_factory=dict)  # PEFT adapters: their folders by name
 
     def __post_init__(self) -> None:
         if self.role not in ROLES:
@@ -68,6 +69,8 @@ class EngineWorker(Standing):
         """Load the model; return when the first request would not be slower than the next."""
         flags = replace(config.engine, share_kv_memory=True)
         core = await asyncio.to_thread(build_engine, flags, config.name)
+        for name, path in config.loras.items():
+            await asyncio.to_thread(core.adapters.load, name, path)
         engine = AsyncEngine(core, asyncio.get_running_loop())
         agent = Agent(config.agent)
         connector = P2pConnector(agent, config.p2p)
@@ -114,6 +117,7 @@ class EngineWorker(Standing):
             "num_blocks": core.pool.num_blocks,
             "block_bytes": sum(s.layout.block_bytes for s in self._handover.connector.shares),
             "max_num_seqs": config.max_num_seqs,
+            "loras": list(core.adapters.names),
             "host": host_id(),
             "agent": self._agent.metadata(),
             "events": [self._events.address, self._events.replay_address],

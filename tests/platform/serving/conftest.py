@@ -123,10 +123,12 @@ class Rig:
     async def ask(self, name: str, operation: str, payload=None):
         return await self.fleet.clients[name].ask(operation, payload, PATIENCE_S)
 
-    def request(self, name: str, prompt: str | list[int], **params) -> Request:
+    def request(
+        self, name: str, prompt: str | list[int], lora: str | None = None, **params
+    ) -> Request:
         tokens = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
         wanted = SamplingParams(**({"temperature": 0.0, "max_tokens": 24} | params))
-        return Request(request_id=name, prompt_token_ids=tokens, params=wanted)
+        return Request(request_id=name, prompt_token_ids=tokens, params=wanted, lora=lora)
 
     async def answer(self, request: Request, on_tokens=lambda count: None):
         """Return the text and the end of each of a request's answers."""
