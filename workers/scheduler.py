@@ -111,6 +111,10 @@ class Scheduler:
         self._open = True  # to others; without continuous batching only while a batch fills up
 
     @property
+    def tables(self) -> BlockTables:
+        return self._tables
+
+    @property
     def has_work(self) -> bool:
         return bool(self._seqs)
 
@@ -193,6 +197,25 @@ class Scheduler:
                 if progress is not None:
                     done.append(progress)
         return done
+
+    def steady(self) -> list[Sequence]:
+        """Return who runs, when the batches to come can only be a token of each; else nobody."""
+        running, config = self._running, self.config
+        if not config.continuous_batching or self._proposer is not None:
+            return []
+        if self._waiting and (
+            len(running) < config.max_num_seqs or running.behind(self._waiting.first)
+        ):
+            return []
+        seqs = list(running)
+        alone = len(seqs) < config.max_num_batched_tokens
+        plain = all(seq.num_uncomputed == 1 and not seq.params.stop_token_ids for seq in seqs)
+        return seqs if alone and plain else []
+
+    def book_ahead(self, num_batches: int) -> None:
+        """Count batches of `steady` sequences that were made and settled outside."""
+        self._num_batches += num_batches
+        self._num_settled += num_batches
 
     # -- the rules of a batch
 

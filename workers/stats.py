@@ -1,5 +1,6 @@
 """What the engine tells of itself: the numbers behind `engine.stats()` and the metrics."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -52,6 +53,11 @@ class StepClock:
         self._tokens += tokens
         self._seconds += seconds
         self._last = (tokens, seconds)
+
+    def record_all(self, tokens: int, seconds: Iterable[float]) -> None:
+        """Add steps of as many tokens each."""
+        for each in seconds:
+            self.record(tokens, each)
 
     def stats(self, scheduler: SchedulerStats) -> EngineStats:
         tokens, seconds = self._last

@@ -5,16 +5,25 @@ at another worker goes on as it would have here.
 """
 
 import math
-from array import array
+from collections import deque
 from hashlib import blake2b
 
-from stafette.workers.batch import Batch, NewSeq, Sampled, StepOutput
+import numpy as np
+import numpy.typing as npt
+
+from stafette.workers.batch import Batch, Sampled, StepOutput
 from stafette.workers.mocker.config import MockerConfig
+from stafette.workers.mocker.speed_profile import StepWork
+from stafette.workers.sampling.params import SamplingParams
+
+Floats = npt.NDArray[np.float64]
 
 _NEVER = 1 << 62
 _WORD = (1 << 64) - 1
 _STEP = 0x9E3779B97F4A7C15  # 2^64 over the golden ratio: consecutive multiples are far apart
 _MIX = 0xBF58476D1CE4E5B9
+_WORD_BYTES = 4
+_KEPT = 16  # steps of which the time is told
 
 
 class _Answer:
@@ -22,17 +31,16 @@ class _Answer:
 
     __slots__ = ("end", "num_prompt", "seed")
 
-    def __init__(self, new: NewSeq, mean_tokens: float) -> None:
-        prompt = array("I", new.prompt_token_ids).tobytes()
-        asked = (new.params.seed or 0).to_bytes(9, "little", signed=True)
-        digest = blake2b(prompt, digest_size=16, key=asked).digest()
+    def __init__(self, words: bytes, params: SamplingParams, mean_tokens: float) -> None:
+        asked = (params.seed or 0).to_bytes(9, "little", signed=True)
+        digest = blake2b(words, digest_size=16, key=asked).digest()
         self.seed = int.from_bytes(digest[:8], "little")
-        self.num_prompt = len(new.prompt_token_ids)
+        self.num_prompt = len(words) // _WORD_BYTES
         self.end = _NEVER
-        if mean_tokens and not new.params.ignore_eos:
+        if mean_tokens and not params.ignore_eos:
             share = (int.from_bytes(digest[8:], "little") + 1) / (_WORD + 1)
             drawn = int(-math.log(share) * mean_tokens)
-            self.end = max(drawn, new.params.min_tokens - 1)
+            self.end = max(drawn, params.min_tokens - 1)
 
 
 class MockDevice:
@@ -40,26 +48,62 @@ class MockDevice:
 
     def __init__(self, config: MockerConfig) -> None:
         self._profile = config.profile
-        self._speedup = config.speedup
+        self._speedup = self._pace = config.speedup
         self._mean_tokens = config.mean_output_tokens
         self._ends = sorted(set(config.eos_token_ids))
         self._num_plain = config.vocab_size - len(self._ends)
         self._answers: dict[int, _Answer] = {}
+        self.latest: deque[tuple[float, StepWork]] = deque(maxlen=_KEPT)  # how long, for what
+
+    def set_pace(self, factor: float) -> None:
+        """Let every step take so many times as long, from now on."""
+        self._pace = self._speedup / factor
+
+    def introduce(self, seq_id: int, words: bytes, params: SamplingParams) -> None:
+        """Learn of a sequence; its prompt comes as u32 little-endian words."""
+        self._answers[seq_id] = _Answer(words, params, self._mean_tokens)
+
+    def forget(self, seq_id: int) -> None:
+        self._answers.pop(seq_id, None)
 
     def execute(self, batch: Batch) -> StepOutput:
-        for seq_id in batch.removed:
-            self._answers.pop(seq_id, None)
-        for new in batch.added:
-            self._answers[new.seq_id] = _Answer(new, self._mean_tokens)
         sampled = {
-            seq.seq_id: Sampled([self._token(seq.seq_id, seq.start + seq.num_tokens)])
+            seq.seq_id: Sampled([self.token(seq.seq_id, seq.start + seq.num_tokens)])
             for seq in batch.seqs
             if seq.sample
         }
-        seconds = self._profile.step_seconds(batch.seqs) / self._speedup
+        work = StepWork.of(batch.seqs)
+        seconds = self._profile.seconds(work) / self._pace
+        self.latest.append((seconds, work))
         return StepOutput(batch.step, sampled, seconds=seconds)
 
-    def _token(self, seq_id: int, length: int) -> int:
+    # The same for many steps of sequences that decode
+
+    def decode_seconds(self, num_seqs: int, kv_tokens: npt.NDArray[np.int64]) -> Floats:
+        """Return how long steps take, by the tokens of all contexts."""
+        seconds = self._profile.decode_seconds(num_seqs, kv_tokens) / self._pace
+        self.latest.append((float(seconds[0]), StepWork(0, 0.0, num_seqs, int(kv_tokens[0]))))
+        return seconds
+
+    def steps_to_end(self, seq_id: int, length: int) -> int:
+        """Return how many tokens follow so many before the one that ends the answer."""
+        answer = self._answers[seq_id]
+        left = answer.end - (length - answer.num_prompt)
+        return left if left >= 0 else _NEVER
+
+    def tokens(self, seq_id: int, length: int, count: int) -> list[int]:
+        """Return the tokens that follow so many of prompt and answer; none of them ends it."""
+        answer = self._answers[seq_id]
+        first = length - answer.num_prompt
+        places = np.arange(first, first + count, dtype=np.uint64)
+        mixed = (np.uint64(answer.seed) + places * np.uint64(_STEP)) * np.uint64(_MIX)
+        tokens = (mixed >> np.uint64(32)) % np.uint64(self._num_plain)
+        for end in self._ends:
+            tokens += tokens >= end
+        found: list[int] = tokens.tolist()
+        return found
+
+    def token(self, seq_id: int, length: int) -> int:
         """Return the token that follows so many of prompt and answer."""
         answer = self._answers[seq_id]
         place = length - answer.num_prompt

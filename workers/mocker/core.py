@@ -1,17 +1,20 @@
 """An engine without its model: the real scheduler, pool and hand-over, on a clock passed in.
 
 It waits for nothing and has no threads. Whoever drives it calls `step` at the time that
-`next_step_at` tells, on a wall clock or a virtual one, and gets what an engine would answer.
+`next_step_at` tells, on a wall clock or a virtual one, and gets what an engine would answer. With
+`on_stretch`, steps between which nothing can happen are made at once (see `glide`).
 """
 
-from array import array
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from stafette.kvtransfer.blocks import BlockHasher, Extras
+import numpy as np
+import numpy.typing as npt
+
+from stafette.kvtransfer.blocks import ROOT, BlockHasher, Extras, token_words
 from stafette.kvtransfer.connectors.connector import KvRequest
-from stafette.kvtransfer.errors import KvTransferError
+from stafette.kvtransfer.errors import InvalidValue, KvTransferError
 from stafette.kvtransfer.event_log import EventLog
 from stafette.kvtransfer.events import EventBatch
 from stafette.workers.batch import Batch, StepOutput
@@ -23,7 +26,9 @@ from stafette.workers.mocker.agenda import Agenda
 from stafette.workers.mocker.answers import MockDevice
 from stafette.workers.mocker.config import MockerConfig
 from stafette.workers.mocker.connector import MockConnector
+from stafette.workers.mocker.glide import Glide, Stretch, steps_ahead
 from stafette.workers.mocker.news import News, NoWire, Wire
+from stafette.workers.mocker.speed_profile import StepWork
 from stafette.workers.request import OutputDelta, Request
 from stafette.workers.scheduler import Scheduler, SchedulerConfig
 from stafette.workers.sequence import Sequence
@@ -32,6 +37,8 @@ from stafette.workers.stats import EngineStats, StepClock
 Clock = Callable[[], float]
 Params = Mapping[str, object]  # by connector: what came along with a request
 OnExported = Callable[[Exported], None]
+OnStretch = Callable[[Stretch], None]
+Words = npt.NDArray[np.uint32] | None
 
 _NOTHING: Params = {}
 _STALLED_S = 0.002  # between two tries to run something while others hold its blocks
@@ -43,9 +50,11 @@ class _Open:
 
     request: Request
     wanted: KvRequest
+    words: bytes  # of its prompt
     on_exported: OnExported | None  # None: its answer is wanted
     seq_id: int = 0  # 0: its blocks are still coming, or its answer has ended
     num_cached_tokens: int = 0
+    begun: bool = False  # a token of its answer was told
 
 
 @dataclass(slots=True)
@@ -59,7 +68,12 @@ class Mocker:
     """Used by one thread. `on_wake` tells that `next_step_at` may have become earlier."""
 
     def __init__(
-        self, config: MockerConfig, clock: Clock, kv_events: EventLog, wire: Wire | None = None
+        self,
+        config: MockerConfig,
+        clock: Clock,
+        kv_events: EventLog,
+        wire: Wire | None = None,
+        on_stretch: OnStretch | None = None,
     ) -> None:
         engine = config.engine
         self.config = config
@@ -69,13 +83,17 @@ class Mocker:
         self.pool = BlockPool(
             config.num_blocks, engine.block_size, engine.enable_prefix_caching, kv_events.add
         )
+        self._hasher = BlockHasher(engine.prefix_cache_key, engine.block_size, engine.model)
         self.scheduler = Scheduler(
             SchedulerConfig.of(engine, config.max_model_len, config.eos_token_ids),
             self.pool,
             self.now,
-            hasher=BlockHasher(engine.prefix_cache_key, engine.block_size, engine.model),
+            hasher=self._hasher,
         )
         self.is_stalled = False
+        self._on_stretch = on_stretch
+        self._glide: Glide | None = None
+        self._num_exporting = 0
         self._clock = clock
         self._now: float | None = None  # of the step that is made
         self._device = MockDevice(config)
@@ -96,33 +114,25 @@ class Mocker:
 
     def check(self, request: Request) -> None:
         """Raise RequestError when this request could not be served."""
-        if request.request_id in self._open:
-            remedy = "is in flight already: choose another id"
-            raise RequestError("request_id", request.request_id, remedy)
-        _check_wishes(request)
-        request.params.check_against(
-            vocab_size=self.config.vocab_size,
-            max_logprobs=0,
-            max_model_len=self.config.max_model_len,
-            prompt_len=len(request.token_ids),
-        )
-        budget = self.config.engine.max_num_batched_tokens
-        if len(request.token_ids) > budget and not self.config.engine.enable_chunked_prefill:
-            remedy = f"must fit into max_num_batched_tokens = {budget}"
-            raise RequestError("prompt", f"{len(request.token_ids)} tokens", remedy)
-        _check_tokens(request.token_ids, self.config.vocab_size)
+        self._check(request, _words_of(request.prompt_token_ids))
 
-    def generate(self, request: Request, kv_params: Params = _NOTHING) -> None:
-        """Answer a request: what is added to its answer comes from `step`."""
-        self._begin(request, kv_params, None)
+    def generate(self, request: Request, kv_params: Params = _NOTHING, words: Words = None) -> None:
+        """Answer a request: what is added to its answer comes from `step`.
 
-    def prefill(self, request: Request, kv_params: Params, on_exported: OnExported) -> None:
+        `words` are its prompt's tokens once more, where they are at hand.
+        """
+        self._begin(request, kv_params, None, words)
+
+    def prefill(
+        self, request: Request, kv_params: Params, on_exported: OnExported, words: Words = None
+    ) -> None:
         """Compute a prompt, and pass its blocks on meanwhile. Ask for one token."""
-        self._begin(request, kv_params, on_exported)
+        self._begin(request, kv_params, on_exported, words)
 
-    def offer(self, request: Request, kv_params: Params) -> Exported:
+    def offer(self, request: Request, kv_params: Params, words: Words = None) -> Exported:
         """Pass on what is cached of a prompt, and compute nothing."""
-        wanted = self._prepare(request, kv_params)
+        self._land()
+        wanted, _ = self._prepare(request, kv_params, words)
         self.exports.begin(wanted)
         exported = self.exports.finish(wanted, "the rest is not cached")
         self.on_wake()
@@ -130,9 +140,10 @@ class Mocker:
 
     def abort(self, request_id: str) -> bool:
         """Forget a request; its blocks are free now. False: it is not here."""
-        each = self._open.get(request_id)
-        if each is None:
+        if request_id not in self._open:
             return False
+        self._land()
+        each = self._open[request_id]
         if each.seq_id:
             self.scheduler.abort(each.seq_id)
         self._close(each, "the request was aborted")
@@ -146,7 +157,7 @@ class Mocker:
 
     def next_step_at(self) -> float | None:
         """Return when `step` has something to do; None: when something comes."""
-        due = self._launch_at
+        due = self._launch_at if self._glide is None else self._glide.ends_at
         if due is None and self._in_flight:
             due = self._in_flight[0].ends_at
         later = self._agenda.next_at
@@ -159,6 +170,8 @@ class Mocker:
         """
         self._now = now
         try:
+            if self._glide is not None and self._glide_on(now):
+                return []
             self._agenda.run(now)
             if self._launch_at is not None and self._launch_at <= now:
                 self._launch(now)
@@ -170,36 +183,58 @@ class Mocker:
 
     def hear(self, peer: str, news: News) -> None:
         """Take in what another worker tells."""
+        self._land()
         self.connector.hear(peer, news)
         self._wake()
 
     def lost(self, peer: str) -> None:
         """Another worker is gone."""
+        self._land()
         self.connector.lost(peer)
         self._wake()
 
     def give_up(self, hand_off: str) -> None:
         """Nothing more will come of a hand-off: who waits for it goes on without."""
+        self._land()
         self.connector.give_up(hand_off)
         self._wake()
 
+    def set_pace(self, factor: float) -> None:
+        """Let every step that begins from now on take so many times as long."""
+        self._land()
+        self._device.set_pace(factor)
+
     # What it tells
+
+    def settle(self) -> None:
+        """Tell of all steps that have ended by now; without `on_stretch`, that is always so."""
+        if self._glide is not None:
+            self._settle(self._glide, self._glide.num_over(self.now()))
 
     @property
     def has_work(self) -> bool:
         return self.scheduler.has_work or bool(self._in_flight)
 
+    def take_steps(self) -> list[tuple[float, StepWork]]:
+        """Return how long some of the steps took that were begun since the last call."""
+        latest = list(self._device.latest)
+        self._device.latest.clear()
+        return latest
+
     def stats(self) -> EngineStats:
+        self.settle()
         return self._steps.stats(self.scheduler.stats())
 
     def reset_prefix_cache(self) -> None:
         """Forget every prefix; what runs goes on."""
+        self._land()
         self.pool.reset_prefix_cache()
         self.connector.reset_cache()
         self.tell_kv_events()
 
     def close(self) -> None:
         """End what is under way, and give every block back."""
+        self._land()
         for request_id in list(self._open):
             self.abort(request_id)
         self.imports.close()
@@ -227,25 +262,56 @@ class Mocker:
 
     # The life of a request
 
-    def _begin(self, request: Request, params: Params, on_exported: OnExported | None) -> None:
-        wanted = self._prepare(request, params)
-        each = self._open[request.request_id] = _Open(request, wanted, on_exported)
+    def _begin(
+        self, request: Request, params: Params, on_exported: OnExported | None, words: Words
+    ) -> None:
+        self._land()
+        wanted, known = self._prepare(request, params, words)
+        each = self._open[request.request_id] = _Open(request, wanted, known, on_exported)
         if on_exported is not None:
+            self._num_exporting += 1
             self.exports.begin(wanted)
         self.imports.begin(wanted, lambda pulled: self._queue(each))
         self.on_wake()
 
-    def _prepare(self, request: Request, params: Params) -> KvRequest:
-        self.check(request)
+    def _prepare(self, request: Request, params: Params, words: Words) -> tuple[KvRequest, bytes]:
+        """Return what a hand-over knows of a request, and its prompt's words."""
+        if words is None:
+            words = _words_of(request.prompt_token_ids)
+        self._check(request, words)
         try:
             self.connector.check(params)
         except KvTransferError as error:
             raise RequestError("params", params, str(error)) from error
         extras = Extras(salt=request.cache_salt or "")
-        hashes = tuple(self.scheduler.prompt_hashes(request.token_ids, extras))
-        size = self.config.engine.block_size
+        size, output = self.config.engine.block_size, request.output_token_ids
+        tokens = np.concatenate((words, _words_of(output))) if output else words
+        findable = (len(tokens) - 1) // size * size
+        hashes = tuple(self._hasher.hash_blocks(tokens[:findable], ROOT, extras))
         prompt = request.prompt_token_ids
-        return KvRequest(request.request_id, prompt, hashes, size, extras, dict(params))
+        wanted = KvRequest(request.request_id, prompt, hashes, size, extras, dict(params))
+        return wanted, words.tobytes()
+
+    def _check(self, request: Request, words: npt.NDArray[np.uint32]) -> None:
+        num_tokens = len(words) + len(request.output_token_ids)
+        if request.request_id in self._open:
+            remedy = "is in flight already: choose another id"
+            raise RequestError("request_id", request.request_id, remedy)
+        _check_wishes(request)
+        request.params.check_against(
+            vocab_size=self.config.vocab_size,
+            max_logprobs=0,
+            max_model_len=self.config.max_model_len,
+            prompt_len=num_tokens,
+        )
+        budget = self.config.engine.max_num_batched_tokens
+        if num_tokens > budget and not self.config.engine.enable_chunked_prefill:
+            remedy = f"must fit into max_num_batched_tokens = {budget}"
+            raise RequestError("prompt", f"{num_tokens} tokens", remedy)
+        for tokens in (words, _words_of(request.output_token_ids)):
+            if len(tokens) and tokens.max() >= self.config.vocab_size:
+                remedy = f"must be in 0..{self.config.vocab_size - 1}"
+                raise RequestError("prompt_token_ids", int(tokens.max()), remedy)
 
     def _queue(self, each: _Open) -> None:
         if self._open.get(each.request.request_id) is not each:
@@ -253,15 +319,21 @@ class Mocker:
         self._last_seq_id += 1
         each.seq_id = self._last_seq_id
         self._by_seq[each.seq_id] = each
-        self.scheduler.add(Sequence.of(each.request, each.request.params, each.seq_id))
+        params = each.request.params
+        self._device.introduce(each.seq_id, each.words, params)
+        seq = Sequence.of(each.request, params, each.seq_id)
+        seq.hashes = list(each.wanted.hashes)
+        self.scheduler.add(seq)
         self._wake()
 
     def _close(self, each: _Open, reason: str) -> None:
         """A request has ended; `reason` tells why, when it did so early."""
         del self._open[each.request.request_id]
         self._by_seq.pop(each.seq_id, None)
+        self._device.forget(each.seq_id)
         began = self.imports.end(each.wanted)
         if each.on_exported is not None:
+            self._num_exporting -= 1
             exported = self.exports.finish(each.wanted, reason)
             each.on_exported(replace(exported, num_cached_tokens=each.num_cached_tokens))
         elif began:
@@ -272,6 +344,10 @@ class Mocker:
     def _launch(self, now: float) -> None:
         """Keep the device busy: one batch that runs, and one behind it with async scheduling."""
         self._launch_at = None
+        if self._on_stretch is None or not self._begin_glide(now):
+            self._make_batches(now)
+
+    def _make_batches(self, now: float) -> None:
         while len(self._in_flight) < self._depth:
             batch = self.scheduler.next_batch()
             if batch is None:
@@ -292,6 +368,7 @@ class Mocker:
         for progress in self.scheduler.settle(flight.batch, flight.output):
             each = self._by_seq[progress.seq_id]
             each.num_cached_tokens = max(each.num_cached_tokens, progress.num_cached_tokens)
+            each.begun = True
             deltas.append(
                 OutputDelta(
                     each.request.request_id,
@@ -305,6 +382,7 @@ class Mocker:
             )
             if progress.finish_reason is not None:
                 del self._by_seq[progress.seq_id]
+                self._device.forget(progress.seq_id)
                 each.seq_id = 0
                 ended.append(each)
         while self._awaiting and self._awaiting[0][0] <= flight.batch.step:
@@ -314,6 +392,72 @@ class Mocker:
             self._close(each, "")
         self._launch_at = now
         return deltas
+
+    # Many steps at once
+
+    def _begin_glide(self, now: float) -> bool:
+        """Glide over the steps to come, if nothing can happen between them."""
+        flights = self._in_flight
+        if self._awaiting or self._num_exporting or len(flights) != self._depth - 1:
+            return False
+        seqs = self.scheduler.steady()
+        if not seqs or not all(self._by_seq[seq.seq_id].begun for seq in seqs):
+            return False
+        batch = flights[0].batch if flights else None
+        if batch is not None and not _decodes(batch, seqs):
+            return False
+        leased = self.exports.counters.num_pinned > 0
+        steps = steps_ahead(seqs, self._device, self.pool, len(flights), leased)
+        if steps:
+            until = flights[0].ends_at if flights else now
+            began = now, batch, until
+            self._glide = Glide(self.scheduler, self._device, seqs, steps, began)
+        return steps > 0
+
+    def _glide_on(self, now: float) -> bool:
+        """Glide to the end, where it is reached and nothing else is due; False: step instead."""
+        glide, later = self._glide, self._agenda.next_at
+        assert glide is not None
+        if later is not None and later <= now:
+            self._land()
+            return False
+        if now >= glide.ends_at:
+            self._settle(glide, glide.num_steps)
+            self._stop_gliding(glide)
+            self._launch_at = now
+        return True
+
+    def _land(self) -> None:
+        """Something comes: make all that has happened by now, and go on step by step."""
+        glide = self._glide
+        if glide is None:
+            return
+        self._settle(glide, glide.num_over(self.now()))
+        self._stop_gliding(glide)
+        now, self._now = self._now, glide.settled_at
+        self._make_batches(glide.settled_at)
+        self._now = now
+        self.on_wake()
+
+    def _settle(self, glide: Glide, count: int) -> None:
+        if count > glide.num_settled:
+            assert self._on_stretch is not None, "else nobody glides"
+            stretch, seconds = glide.settle(count, self._tell_as_of)
+            self._steps.record_all(len(stretch.seq_ids), seconds.tolist())
+            names = [self._by_seq[seq_id].request.request_id for seq_id in stretch.seq_ids]
+            self._on_stretch(replace(stretch, request_ids=names))
+
+    def _stop_gliding(self, glide: Glide) -> None:
+        """Be where single steps would have led."""
+        self._glide = None
+        flight = glide.flight()
+        if flight is not None and glide.num_settled:
+            self._in_flight[0] = _Flight(*flight)
+
+    def _tell_as_of(self, at: float) -> None:
+        now, self._now = self._now, at
+        self.tell_kv_events()
+        self._now = now
 
     def _after_step(self) -> None:
         self.exports.after_step()
@@ -345,11 +489,16 @@ def _check_wishes(request: Request) -> None:
             raise RequestError(name, value, f"must be {only}: a mock worker has no model")
 
 
-def _check_tokens(tokens: list[int], vocab_size: int) -> None:
+def _words_of(tokens: list[int]) -> npt.NDArray[np.uint32]:
     try:
-        array("I", tokens)  # takes whole numbers only, and looks at each in C
-    except (TypeError, OverflowError) as error:
+        return np.frombuffer(token_words(tokens), "<u4")
+    except InvalidValue as error:
         raise RequestError("prompt_token_ids", tokens, f"must be token ids: {error}") from None
-    if max(tokens) >= vocab_size:
-        remedy = f"must be in 0..{vocab_size - 1}"
-        raise RequestError("prompt_token_ids", max(tokens), remedy)
+
+
+def _decodes(batch: Batch, seqs: list[Sequence]) -> bool:
+    """Whether a batch is one token of each of these, and of nobody else."""
+    if len(batch.seqs) != len(seqs):
+        return False
+    pairs = zip(batch.seqs, seqs, strict=True)
+    return all(s.seq_id == q.seq_id and s.sample and s.num_tokens == 1 for s, q in pairs)

@@ -12,7 +12,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
 
 from stafette.workers.batch import SeqStep
 from stafette.workers.errors import ConfigError
@@ -20,6 +23,29 @@ from stafette.workers.errors import ConfigError
 VERSION = 1
 _VERSION_KEY = "version"
 _ABOVE_ZERO = ("transfer_gb_s", "kv_bytes_per_token")
+
+
+class StepWork(NamedTuple):
+    """What a step has to do. One token more of a sequence is decoding, more are not."""
+
+    tokens: int  # of prompts
+    pairs: float  # of each of these with those before it
+    decoding: int  # sequences
+    kv_tokens: int  # of their contexts
+
+    @classmethod
+    def of(cls, seqs: Sequence[SeqStep]) -> "StepWork":
+        tokens = decoding = kv_tokens = 0
+        pairs = 0.0
+        for seq in seqs:
+            count = len(seq.tokens) + seq.from_last
+            if count == 1:
+                decoding += 1
+                kv_tokens += seq.start + 1
+            else:
+                tokens += count
+                pairs += count * (seq.start + count / 2)
+        return cls(tokens, pairs, decoding, kv_tokens)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,24 +75,25 @@ class Profile:
             raise ConfigError("profile.kv_bytes_per_token", value, "must be a whole number")
 
     def step_seconds(self, seqs: Sequence[SeqStep]) -> float:
-        """Return how long a batch takes. One token more of a sequence is decoding, more are not."""
-        tokens = decoding = kv_tokens = 0
-        pairs = 0.0
-        for seq in seqs:
-            count = len(seq.tokens) + seq.from_last
-            if count == 1:
-                decoding += 1
-                kv_tokens += seq.start + 1
-            else:
-                tokens += count
-                pairs += count * (seq.start + count / 2)
+        """Return how long a batch takes."""
+        return self.seconds(StepWork.of(seqs))
+
+    def seconds(self, work: StepWork) -> float:
         return (
             self.step_ms
-            + tokens * self.prefill_ms_per_token
-            + pairs * self.prefill_ms_per_pair
-            + decoding * self.decode_ms_per_seq
-            + kv_tokens * self.decode_ms_per_kv_token
+            + work.tokens * self.prefill_ms_per_token
+            + work.pairs * self.prefill_ms_per_pair
+            + work.decoding * self.decode_ms_per_seq
+            + work.kv_tokens * self.decode_ms_per_kv_token
         ) / 1e3
+
+    def decode_seconds(
+        self, num_seqs: int, kv_tokens: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.float64]:
+        """Return how long steps take in which so many decode, by the tokens of their contexts."""
+        per_kv_token = np.float64(self.decode_ms_per_kv_token)
+        same_ms = self.step_ms + num_seqs * self.decode_ms_per_seq
+        return (same_ms + kv_tokens * per_kv_token) / 1e3
 
     def transfer_seconds(self, nbytes: int) -> float:
         """Return how long a worker's way in is taken by so many bytes."""

@@ -6,7 +6,7 @@ from functools import partial
 from stafette.kvtransfer.event_log import EventLog
 from stafette.workers.mocker.agenda import Agenda, Appointment
 from stafette.workers.mocker.config import MockerConfig
-from stafette.workers.mocker.core import Mocker
+from stafette.workers.mocker.core import Mocker, OnStretch
 from stafette.workers.mocker.news import News, Wire
 from stafette.workers.request import OutputDelta
 
@@ -27,12 +27,19 @@ class VirtualTime:
         return self._agenda.at(max(when, self.now), action)
 
     def run(self, until: float | None = None) -> None:
-        """Go on until nothing is left to happen, or until then."""
+        """Go on until nothing is left to happen, or until then, or until `stop`."""
+        self._stopped = False
         while (due := self._agenda.next_at) is not None and (until is None or due <= until):
             self.now = due
             self._agenda.run(due)
+            if self._stopped:
+                return
         if until is not None:
             self.now = max(self.now, until)
+
+    def stop(self) -> None:
+        """Let `run` return when all is done that happens at this time."""
+        self._stopped = True
 
 
 class VirtualCluster:
@@ -44,12 +51,18 @@ class VirtualCluster:
         self._armed: dict[str, tuple[float, Appointment]] = {}
         self._epochs: dict[str, int] = {}
 
-    def add(self, config: MockerConfig, on_deltas: OnDeltas) -> Mocker:
-        """Let a worker live; its answers come to `on_deltas`."""
+    def add(
+        self, config: MockerConfig, on_deltas: OnDeltas, on_stretch: OnStretch | None = None
+    ) -> Mocker:
+        """Let a worker live; its answers come to `on_deltas`.
+
+        Steps between which nothing happens are told to `on_stretch`, if given: some time later,
+        many at once, and at a small part of the cost.
+        """
         name = config.name
         epoch = self._epochs[name] = self._epochs.get(name, 0) + 1
-        log = EventLog(name, epoch, clock=self.time)
-        mocker = Mocker(config, self.time, log, _VirtualWire(self, config))
+        log = EventLog(name, epoch, clock=lambda: mocker.now())
+        mocker = Mocker(config, self.time, log, _VirtualWire(self, config), on_stretch)
         mocker.on_wake = partial(self._arm, mocker, on_deltas)
         self.workers[name] = mocker
         return mocker

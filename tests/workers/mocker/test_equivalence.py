@@ -101,7 +101,7 @@ def run_mocker(config, coming, answers):
         name = mocker._by_seq[seq_id].request.request_id
         return answers[name][min(length - prompts[name], len(answers[name]) - 1)]
 
-    mocker._device._token = token
+    mocker._device.token = token
     mocker.on_kv_events = lambda batch: told.batches.append(batch.events)
     steps, left = 0, list(coming)
     while left or mocker.has_work:
