@@ -82,7 +82,7 @@ def _serve_fleet(config: Config, arguments: argparse.Namespace) -> int:
         except KeyboardInterrupt:
             pass
         tell("stopping: what is under way is finished first")
-        remove(config)
+        remove(config, tell)
     return 0
 
 

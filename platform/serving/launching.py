@@ -27,9 +27,10 @@ from stafette.workers.weights.opening import resolve
 
 LOCAL = "local"
 _LOOPBACK = "127.0.0.1"
-_POLL_S = 0.1
+_POLL_S = 0.3  # of what costs Serve tens of milliseconds to tell
 _OBJECT_STORE_BYTES = 100 << 20  # no token and no block passes it
 _READ_TIMEOUT_S = 30.0
+_MORE_TO_END_S = 30.0  # than what is under way may take: processes close, Serve looks
 
 Tell = Callable[[str], None]
 
@@ -99,9 +100,16 @@ def deploy(config: Config, tell: Tell) -> str:
     return str(handle.url.remote().result(timeout_s=_READ_TIMEOUT_S))
 
 
-def remove(config: Config) -> None:
+def remove(config: Config, tell: Tell) -> None:
     """End the application; what is under way is seen through, as long as the settings say."""
-    serve.delete(config.name)
+    serve.delete(config.name, _blocking=False)  # its own waiting ends after a minute
+    pools = (*config.pools.values(), config.frontend)
+    until = time.monotonic() + max(pool.drain_timeout_s for pool in pools) + _MORE_TO_END_S
+    while config.name in serve.status().applications:
+        if time.monotonic() > until:
+            tell("some of it has not ended in time, and is left to Ray")
+            return
+        time.sleep(_POLL_S)
 
 
 def _connect(address: str, choice: RayChoice) -> None:

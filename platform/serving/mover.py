@@ -82,7 +82,8 @@ class Mover:
                     return
                 if await self._try(leg):
                     with suppress(TimeoutError):
-                        await asyncio.wait_for(leg.onward_began.wait(), self._config.move_timeout_s)
+                        async with asyncio.timeout(self._config.move_timeout_s):
+                            await leg.onward_began.wait()
                     return
             await asyncio.sleep(self._config.move_again_s)
 

@@ -50,7 +50,8 @@ class Placer:
                 if left_s <= 0:
                     raise self._none(error) from error
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._fleet.changed.wait(), min(left_s, _LOOK_AGAIN_S))
+                async with asyncio.timeout(min(left_s, _LOOK_AGAIN_S)):
+                    await self._fleet.changed.wait()
 
     def try_place(self, course: Course, name: str) -> Placement | None:
         """Return where an answer could go now."""

@@ -39,7 +39,8 @@ class Beats:
             self._news.clear()
             self._outbox.put(pack([frames.BEAT, dict(load())]))
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._news.wait(), self._config.beat_s)
+                async with asyncio.timeout(self._config.beat_s):
+                    await self._news.wait()
             now = time.monotonic()
             if now - before > self._config.silence_s:
                 self._last_heard = now  # we were stopped ourselves: what has come lies unread

@@ -27,6 +27,8 @@ from stafette.workers.service.server import METHOD, SERVICE, options
 
 _log = logging.getLogger(__name__)
 
+_REFUSALS = (grpc.aio.AioRpcError, TimeoutError, MalformedMessage, PermissionError)
+
 OnLost = Callable[["WorkerClient", WorkerLost], None]
 
 
@@ -74,10 +76,15 @@ class WorkerClient:
         client = cls(name, _channel(address, config), config, on_lost)
         client.address = address
         try:
-            await asyncio.wait_for(client._greet(frontend), config.handshake_timeout_s)
-        except (grpc.aio.AioRpcError, TimeoutError, MalformedMessage, PermissionError) as error:
+            # Not wait_for: Python 3.11's loses a cancel that comes together with an error.
+            async with asyncio.timeout(config.handshake_timeout_s):
+                await client._greet(frontend)
+        except BaseException as error:
             await client._channel.close()
-            raise WorkerLost("worker", name, f"no stream to {address}: {_told(error)}") from None
+            if isinstance(error, _REFUSALS):
+                told = f"no stream to {address}: {_told(error)}"
+                raise WorkerLost("worker", name, told) from None
+            raise
         client._tasks = [
             asyncio.create_task(client._watch(client._read)),
             asyncio.create_task(client._watch(partial(client._outbox.run, client._call.write))),
@@ -147,7 +154,8 @@ class WorkerClient:
 
     async def _answer(self, number: int, message: bytes, what: str, timeout_s: float) -> object:
         try:
-            return await asyncio.wait_for(self._ask(number, message), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                return await self._ask(number, message)
         except TimeoutError:
             late = f"it did not answer {what} within {timeout_s:g} s"
             raise WorkerLost("worker", self.name, late) from None

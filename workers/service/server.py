@@ -61,7 +61,8 @@ class WorkerServer:
         """Wait until nothing is under way; False when that takes longer."""
         sessions = [session.finish() for session in self._sessions]
         with suppress(TimeoutError):
-            await asyncio.wait_for(asyncio.gather(*sessions), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await asyncio.gather(*sessions)
         return not self.num_requests
 
     async def stop(self) -> None:
@@ -86,9 +87,8 @@ class WorkerServer:
 
     async def _stream(self, messages: AsyncIterator[bytes], context: Any) -> None:
         try:
-            frontend = await asyncio.wait_for(
-                self._admit(messages, context), self._config.handshake_timeout_s
-            )
+            async with asyncio.timeout(self._config.handshake_timeout_s):
+                frontend = await self._admit(messages, context)
             await self._serve(frontend, messages, context)
         except tuple(_REASONS) as error:
             self.refused += 1

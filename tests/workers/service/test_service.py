@@ -179,6 +179,27 @@ async def test_a_frontend_with_a_wrong_proof_is_refused(connect, server, monkeyp
     await await_that(lambda: server.refused == 1)
 
 
+@pytest.mark.parametrize("turns", range(6))
+async def test_a_cancel_that_comes_together_with_a_refusal_is_not_lost(monkeypatch, turns):
+    refusal = asyncio.get_running_loop().create_future()
+
+    async def greet(self, frontend):
+        await refusal
+
+    monkeypatch.setattr(WorkerClient, "_greet", greet)
+    config = ServiceConfig(token=b"the cluster's token")
+    task = asyncio.create_task(WorkerClient.connect("w", "127.0.0.1:9", "f", config))
+    await asyncio.sleep(0.01)
+
+    refusal.set_exception(PermissionError("no"))
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    in_time = task.cancel()
+    await asyncio.wait([task])
+
+    assert task.cancelled() == in_time
+
+
 async def test_another_worker_at_the_address_is_not_taken_for_the_wanted_one(connect):
     with pytest.raises(WorkerLost, match="at its address is w"):
         await connect(name="somebody else")
