@@ -111,6 +111,10 @@ class Scheduler:
         self._open = True  # to others; without continuous batching only while a batch fills up
 
     @property
+    def num_settled(self) -> int:
+        return self._num_settled
+
+    @property
     def tables(self) -> BlockTables:
         return self._tables
 
@@ -212,10 +216,10 @@ class Scheduler:
         plain = all(seq.num_uncomputed == 1 and not seq.params.stop_token_ids for seq in seqs)
         return seqs if alone and plain else []
 
-    def book_ahead(self, num_batches: int) -> None:
-        """Count batches of `steady` sequences that were made and settled outside."""
+    def book_ahead(self, num_batches: int, num_settled: int) -> None:
+        """Count batches of `steady` sequences that were made, and settled, by somebody else."""
         self._num_batches += num_batches
-        self._num_settled += num_batches
+        self._num_settled += num_settled
 
     # -- the rules of a batch
 

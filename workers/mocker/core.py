@@ -10,23 +10,23 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 
-from stafette.kvtransfer.blocks import ROOT, BlockHasher, Extras, token_words
+from stafette.kvtransfer.blocks import ROOT, BlockHasher, Extras
 from stafette.kvtransfer.connectors.connector import KvRequest
-from stafette.kvtransfer.errors import InvalidValue, KvTransferError
+from stafette.kvtransfer.errors import KvTransferError
 from stafette.kvtransfer.event_log import EventLog
 from stafette.kvtransfer.events import EventBatch
-from stafette.workers.batch import Batch, StepOutput
+from stafette.workers.batch import Batch
 from stafette.workers.errors import RequestError
 from stafette.workers.handover.exports import Exported, Exports
 from stafette.workers.handover.imports import Imports
 from stafette.workers.kvcache.pool import BlockPool
 from stafette.workers.mocker.agenda import Agenda
 from stafette.workers.mocker.answers import MockDevice
+from stafette.workers.mocker.asked import Words, check_request, words_of
 from stafette.workers.mocker.config import MockerConfig
 from stafette.workers.mocker.connector import MockConnector
-from stafette.workers.mocker.glide import Glide, Stretch, steps_ahead
+from stafette.workers.mocker.glide import Flight, Glide, Stretch, steps_ahead
 from stafette.workers.mocker.news import News, NoWire, Wire
 from stafette.workers.mocker.speed_profile import StepWork
 from stafette.workers.request import OutputDelta, Request
@@ -38,7 +38,6 @@ Clock = Callable[[], float]
 Params = Mapping[str, object]  # by connector: what came along with a request
 OnExported = Callable[[Exported], None]
 OnStretch = Callable[[Stretch], None]
-Words = npt.NDArray[np.uint32] | None
 
 _NOTHING: Params = {}
 _STALLED_S = 0.002  # between two tries to run something while others hold its blocks
@@ -55,13 +54,6 @@ class _Open:
     seq_id: int = 0  # 0: its blocks are still coming, or its answer has ended
     num_cached_tokens: int = 0
     begun: bool = False  # a token of its answer was told
-
-
-@dataclass(slots=True)
-class _Flight:
-    batch: Batch
-    output: StepOutput
-    ends_at: float
 
 
 class Mocker:
@@ -98,7 +90,7 @@ class Mocker:
         self._now: float | None = None  # of the step that is made
         self._device = MockDevice(config)
         self._depth = 2 if engine.async_scheduling else 1
-        self._in_flight: deque[_Flight] = deque()
+        self._in_flight: deque[Flight] = deque()
         self._launch_at: float | None = None  # when to look for work; None: when a batch ends
         self._awaiting: list[tuple[int, Callable[[], None]]] = []  # until which batch is settled
         self._open: dict[str, _Open] = {}  # by request id
@@ -112,11 +104,19 @@ class Mocker:
 
     # Requests
 
-    def check(self, request: Request) -> None:
-        """Raise RequestError when this request could not be served."""
-        self._check(request, _words_of(request.prompt_token_ids))
+    def check(self, request: Request, words: Words | None = None) -> Words:
+        """Raise RequestError when this request could not be served; return its prompt's words."""
+        if request.request_id in self._open:
+            remedy = "is in flight already: choose another id"
+            raise RequestError("request_id", request.request_id, remedy)
+        if words is None:
+            words = words_of(request.prompt_token_ids)
+        check_request(request, words, self.config)
+        return words
 
-    def generate(self, request: Request, kv_params: Params = _NOTHING, words: Words = None) -> None:
+    def generate(
+        self, request: Request, kv_params: Params = _NOTHING, words: Words | None = None
+    ) -> None:
         """Answer a request: what is added to its answer comes from `step`.
 
         `words` are its prompt's tokens once more, where they are at hand.
@@ -124,17 +124,22 @@ class Mocker:
         self._begin(request, kv_params, None, words)
 
     def prefill(
-        self, request: Request, kv_params: Params, on_exported: OnExported, words: Words = None
+        self,
+        request: Request,
+        kv_params: Params,
+        on_exported: OnExported,
+        words: Words | None = None,
     ) -> None:
         """Compute a prompt, and pass its blocks on meanwhile. Ask for one token."""
         self._begin(request, kv_params, on_exported, words)
 
-    def offer(self, request: Request, kv_params: Params, words: Words = None) -> Exported:
+    def offer(self, request: Request, kv_params: Params, words: Words | None = None) -> Exported:
         """Pass on what is cached of a prompt, and compute nothing."""
-        self._land()
+        self.settle()
         wanted, _ = self._prepare(request, kv_params, words)
         self.exports.begin(wanted)
         exported = self.exports.finish(wanted, "the rest is not cached")
+        self._check_glide()
         self.on_wake()
         return exported
 
@@ -170,9 +175,12 @@ class Mocker:
         """
         self._now = now
         try:
-            if self._glide is not None and self._glide_on(now):
-                return []
+            self.settle()
             self._agenda.run(now)
+            self._check_glide()
+            if self._glide is not None:
+                self._end_glide(self._glide, now)
+                return []
             if self._launch_at is not None and self._launch_at <= now:
                 self._launch(now)
             elif self._in_flight and self._in_flight[0].ends_at <= now:
@@ -183,19 +191,19 @@ class Mocker:
 
     def hear(self, peer: str, news: News) -> None:
         """Take in what another worker tells."""
-        self._land()
+        self.settle()
         self.connector.hear(peer, news)
         self._wake()
 
     def lost(self, peer: str) -> None:
         """Another worker is gone."""
-        self._land()
+        self.settle()
         self.connector.lost(peer)
         self._wake()
 
     def give_up(self, hand_off: str) -> None:
         """Nothing more will come of a hand-off: who waits for it goes on without."""
-        self._land()
+        self.settle()
         self.connector.give_up(hand_off)
         self._wake()
 
@@ -213,7 +221,7 @@ class Mocker:
 
     @property
     def has_work(self) -> bool:
-        return self.scheduler.has_work or bool(self._in_flight)
+        return self.scheduler.has_work or bool(self._in_flight or self._glide)
 
     def take_steps(self) -> list[tuple[float, StepWork]]:
         """Return how long some of the steps took that were begun since the last call."""
@@ -251,6 +259,7 @@ class Mocker:
         return not self.scheduler.was_admitted(each.seq_id)
 
     def when_settled(self, call: Callable[[], None]) -> None:
+        self._land()
         if self._in_flight:
             self._awaiting.append((self._in_flight[-1].batch.step, call))
         else:
@@ -263,59 +272,39 @@ class Mocker:
     # The life of a request
 
     def _begin(
-        self, request: Request, params: Params, on_exported: OnExported | None, words: Words
+        self, request: Request, params: Params, on_exported: OnExported | None, words: Words | None
     ) -> None:
-        self._land()
+        self.settle()
         wanted, known = self._prepare(request, params, words)
         each = self._open[request.request_id] = _Open(request, wanted, known, on_exported)
         if on_exported is not None:
+            self._land()
             self._num_exporting += 1
             self.exports.begin(wanted)
         self.imports.begin(wanted, lambda pulled: self._queue(each))
+        self._check_glide()
         self.on_wake()
 
     def _prepare(self, request: Request, params: Params, words: Words) -> tuple[KvRequest, bytes]:
         """Return what a hand-over knows of a request, and its prompt's words."""
-        if words is None:
-            words = _words_of(request.prompt_token_ids)
-        self._check(request, words)
+        words = self.check(request, words)
         try:
             self.connector.check(params)
         except KvTransferError as error:
             raise RequestError("params", params, str(error)) from error
         extras = Extras(salt=request.cache_salt or "")
         size, output = self.config.engine.block_size, request.output_token_ids
-        tokens = np.concatenate((words, _words_of(output))) if output else words
+        tokens = np.concatenate((words, words_of(output))) if output else words
         findable = (len(tokens) - 1) // size * size
         hashes = tuple(self._hasher.hash_blocks(tokens[:findable], ROOT, extras))
         prompt = request.prompt_token_ids
         wanted = KvRequest(request.request_id, prompt, hashes, size, extras, dict(params))
         return wanted, words.tobytes()
 
-    def _check(self, request: Request, words: npt.NDArray[np.uint32]) -> None:
-        num_tokens = len(words) + len(request.output_token_ids)
-        if request.request_id in self._open:
-            remedy = "is in flight already: choose another id"
-            raise RequestError("request_id", request.request_id, remedy)
-        _check_wishes(request)
-        request.params.check_against(
-            vocab_size=self.config.vocab_size,
-            max_logprobs=0,
-            max_model_len=self.config.max_model_len,
-            prompt_len=num_tokens,
-        )
-        budget = self.config.engine.max_num_batched_tokens
-        if num_tokens > budget and not self.config.engine.enable_chunked_prefill:
-            remedy = f"must fit into max_num_batched_tokens = {budget}"
-            raise RequestError("prompt", f"{num_tokens} tokens", remedy)
-        for tokens in (words, _words_of(request.output_token_ids)):
-            if len(tokens) and tokens.max() >= self.config.vocab_size:
-                remedy = f"must be in 0..{self.config.vocab_size - 1}"
-                raise RequestError("prompt_token_ids", int(tokens.max()), remedy)
-
     def _queue(self, each: _Open) -> None:
         if self._open.get(each.request.request_id) is not each:
             return  # aborted while its blocks were coming
+        self._land()
         self._last_seq_id += 1
         each.seq_id = self._last_seq_id
         self._by_seq[each.seq_id] = each
@@ -354,7 +343,7 @@ class Mocker:
                 break
             begins_at = self._in_flight[-1].ends_at if self._in_flight else now
             output = self._device.execute(batch)
-            self._in_flight.append(_Flight(batch, output, begins_at + output.seconds))
+            self._in_flight.append(Flight(batch, output, begins_at + output.seconds))
         self.is_stalled = not self._in_flight and self.scheduler.has_work
         if self.is_stalled:
             self._after_step()
@@ -406,38 +395,41 @@ class Mocker:
         batch = flights[0].batch if flights else None
         if batch is not None and not _decodes(batch, seqs):
             return False
-        leased = self.exports.counters.num_pinned > 0
-        steps = steps_ahead(seqs, self._device, self.pool, len(flights), leased)
+        ahead = len(flights)
+        steps = steps_ahead(seqs, self._device, self.pool.block_size, ahead, self._num_evictable())
         if steps:
-            until = flights[0].ends_at if flights else now
-            began = now, batch, until
-            self._glide = Glide(self.scheduler, self._device, seqs, steps, began)
+            flight = flights.popleft() if flights else None
+            self._glide = Glide(self.scheduler, self._device, seqs, steps, now, flight)
         return steps > 0
 
-    def _glide_on(self, now: float) -> bool:
-        """Glide to the end, where it is reached and nothing else is due; False: step instead."""
-        glide, later = self._glide, self._agenda.next_at
-        assert glide is not None
-        if later is not None and later <= now:
-            self._land()
-            return False
+    def _end_glide(self, glide: Glide, now: float) -> None:
+        """End it where its last step does; the next batch is looked for as behind any step."""
         if now >= glide.ends_at:
             self._settle(glide, glide.num_steps)
-            self._stop_gliding(glide)
-            self._launch_at = now
-        return True
+            self._in_flight.extend(glide.flights(self._depth - 1))
+            self._glide, self._launch_at = None, now
 
     def _land(self) -> None:
-        """Something comes: make all that has happened by now, and go on step by step."""
+        """Something comes that the next batches depend on: go on step by step."""
+        self.settle()
+        if self._glide is not None:
+            self._in_flight.extend(self._glide.flights(self._depth))
+            self._glide = None
+            self.on_wake()
+
+    def _check_glide(self) -> None:
+        """Land where the blocks that the glide needs have gone to somebody else."""
         glide = self._glide
-        if glide is None:
-            return
-        self._settle(glide, glide.num_over(self.now()))
-        self._stop_gliding(glide)
-        now, self._now = self._now, glide.settled_at
-        self._make_batches(glide.settled_at)
-        self._now = now
-        self.on_wake()
+        if glide is not None and glide.blocks_wanted > self._num_evictable():
+            self._land()
+
+    def _num_evictable(self) -> int:
+        """Return how many blocks can be had for sure.
+
+        One whose child is leased cannot be evicted, though it is counted as available.
+        """
+        leased = self.exports.counters.num_pinned > 0
+        return self.pool.num_available - (self.pool.num_idle if leased else 0)
 
     def _settle(self, glide: Glide, count: int) -> None:
         if count > glide.num_settled:
@@ -446,13 +438,6 @@ class Mocker:
             self._steps.record_all(len(stretch.seq_ids), seconds.tolist())
             names = [self._by_seq[seq_id].request.request_id for seq_id in stretch.seq_ids]
             self._on_stretch(replace(stretch, request_ids=names))
-
-    def _stop_gliding(self, glide: Glide) -> None:
-        """Be where single steps would have led."""
-        self._glide = None
-        flight = glide.flight()
-        if flight is not None and glide.num_settled:
-            self._in_flight[0] = _Flight(*flight)
 
     def _tell_as_of(self, at: float) -> None:
         now, self._now = self._now, at
@@ -466,34 +451,14 @@ class Mocker:
 
     def _wake(self) -> None:
         """Something may be able to run now."""
-        if not self._in_flight:  # else when a batch ends, as in an engine
+        self._check_glide()
+        if not self._in_flight and self._glide is None:  # else when a batch ends, as in an engine
             self._launch_at = self.now()
         self.on_wake()
 
     def _post(self, call: Callable[[], None]) -> None:
         self._agenda.at(self.now(), call)
         self._wake()
-
-
-def _check_wishes(request: Request) -> None:
-    params = request.params
-    for name, value, only in (
-        ("n", params.n, 1),
-        ("logprobs", params.logprobs, None),
-        ("prompt_logprobs", params.prompt_logprobs, None),
-        ("structured", params.structured, None),
-        ("embed", params.embed, False),
-        ("lora", request.lora, None),
-    ):
-        if value != only:
-            raise RequestError(name, value, f"must be {only}: a mock worker has no model")
-
-
-def _words_of(tokens: list[int]) -> npt.NDArray[np.uint32]:
-    try:
-        return np.frombuffer(token_words(tokens), "<u4")
-    except InvalidValue as error:
-        raise RequestError("prompt_token_ids", tokens, f"must be token ids: {error}") from None
 
 
 def _decodes(batch: Batch, seqs: list[Sequence]) -> bool:
