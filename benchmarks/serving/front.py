@@ -8,7 +8,7 @@ from stafette.kvtransfer.event_stream.subscriber import EventSubscriber
 from stafette.platform.serving.dispatcher import DispatchConfig, Dispatcher
 from stafette.platform.serving.fleet import FleetConfig, WorkerFleet
 from stafette.router.hashing import Hashers, PromptHasher
-from stafette.router.router import KvRouter
+from stafette.router.router import KvRouter, RouterConfig
 from stafette.workers.service.config import ServiceConfig
 from stafette.workers.weights.opening import open_tokenizer
 
@@ -20,9 +20,9 @@ _PATIENCE_S = 120.0
 class Front:
     """Used by one event loop."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, config: RouterConfig | None = None) -> None:
         hashers = Hashers(KEY, BLOCK_SIZE)
-        self.router = KvRouter(hashers)
+        self.router = KvRouter(hashers, config)
         self.tokenizer = open_tokenizer(MODEL, None)
         self._events = EventSubscriber(self.router.index)
         service = ServiceConfig(token=TOKEN.encode(), beat_s=0.2, silence_s=3.0)

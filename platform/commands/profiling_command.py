@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -126,25 +126,28 @@ def _target(arguments: argparse.Namespace) -> Iterator[Target]:
             Asker(arguments.url, arguments.key),
             flags.get("model"),
             _told_limits(known),
-            _base(arguments, Profile().kv_bytes_per_token),
+            _base(arguments),
             samples=arguments.samples,
         )
         return
+    base = _base(arguments)
+    with open_engine(EngineConfig.of(**flags), base, arguments.samples) as target:
+        yield target
+
+
+@contextmanager
+def open_engine(config: EngineConfig, base: Profile, samples: int) -> Iterator[Target]:
+    """Build an engine here, to be measured; the base tells how fast KV is handed over."""
     from stafette.platform.profiling.engine_target import EngineTarget
     from stafette.workers.building import build_engine  # here, because torch takes seconds
 
-    config = EngineConfig.of(**flags)
     engine = build_engine(config)
     try:
         layout = engine.executor.runner.kv_layout
         per_token = layout.block_bytes // layout.block_size * config.tensor_parallel_size
-        yield EngineTarget(
-            engine,
-            _subject(config, engine),
-            _limits(engine),
-            _base(arguments, per_token),
-            samples=arguments.samples,
-        )
+        subject, limits = _subject(config, engine), _limits(engine)
+        known = replace(base, kv_bytes_per_token=per_token)
+        yield EngineTarget(engine, subject, limits, known, samples=samples)
     finally:
         engine.close()
 
@@ -182,11 +185,10 @@ def _subject(config: EngineConfig, engine: "Engine") -> dict[str, Any]:
     }
 
 
-def _base(arguments: argparse.Namespace, kv_bytes_per_token: int) -> Profile:
-    told: dict[str, Any] = {"kv_bytes_per_token": kv_bytes_per_token}
-    if arguments.transfer_gb_s is not None:
-        told["transfer_gb_s"] = arguments.transfer_gb_s
-    return Profile(**told)
+def _base(arguments: argparse.Namespace) -> Profile:
+    if arguments.transfer_gb_s is None:
+        return Profile()
+    return Profile(transfer_gb_s=arguments.transfer_gb_s)
 
 
 @contextmanager
