@@ -1,0 +1,46 @@
+"""Prefill workers and decode workers: how few keep the promise, and how fast some are."""
+
+from stafette.platform.planner.demand import Demand, Speeds, Split
+from stafette.platform.planner.least import least
+from stafette.platform.planner.promise import Promise
+from stafette.platform.planner.queueing import late_share, percentile_ms, waiting
+from stafette.platform.planner.velocity import Least
+
+
+class Apart:
+    def __init__(self, promise: Promise) -> None:
+        self._promise = promise
+
+    def fewest(self, demand: Demand, floor: Least) -> Split:
+        """Return the fewest workers, of which no pool is slower than its tokens come."""
+        at_least = max(floor.decode, demand.least_decode)
+        decode = least(at_least, lambda n: self._decodes(demand, n))
+        prefill = least(floor.prefill, lambda n: self._prefills(demand, n, decode))
+        return Split(prefill=prefill, decode=decode)
+
+    def keeps(self, demand: Demand, prefill: int, decode: int) -> bool:
+        return self._decodes(demand, decode) and self._prefills(demand, prefill, decode)
+
+    def speeds(self, demand: Demand, prefill: int, decode: int) -> Speeds:
+        promise = self._promise
+        running = promise.decoding(demand, decode)
+        after = promise.after_prefill_ms(demand, running.itl_ms)
+        prompts = promise.prompts(demand, after)
+        wait = waiting(prompts.work_ms, prompts.rate(demand), demand.dispersion, prefill)
+        ttft = percentile_ms(wait, prompts.work_ms + after, promise.slo.ttft_percentile)
+        return Speeds(ttft, running.itl_ms_at, running.fits(promise.decode))
+
+    def _decodes(self, demand: Demand, workers: int) -> bool:
+        if demand.rate <= 0:
+            return workers > 0
+        running = self._promise.decoding(demand, workers)
+        kept = running.itl_ms_at <= self._promise.itl_to_keep_ms(demand)
+        return kept and running.fits(self._promise.decode)
+
+    def _prefills(self, demand: Demand, workers: int, decode: int) -> bool:
+        promise = self._promise
+        after = promise.after_prefill_ms(demand, promise.decoding(demand, decode).itl_ms)
+        prompts = promise.prompts(demand, after)
+        wait = waiting(prompts.work_ms, prompts.rate(demand), demand.dispersion, workers)
+        late = late_share(wait, prompts.work_ms, promise.slo.ttft_ms - after)
+        return wait.steady and late <= prompts.may_be_late

@@ -1,0 +1,153 @@
+"""What requests look like: how long, how much of them is cached, how unevenly they come.
+
+Many samples are kept, for tails and for calm; when the newest tell of something else, the old ones
+are let go at once.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from math import sqrt
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stafette.platform.planner.observation import Finished, Started
+
+Values = NDArray[np.float64]
+
+_KEPT = 2_000
+_NEWEST = 64
+_USED = 200  # for sizing
+_STRANGE = 5.0  # standard errors between the newest and all, from which all are of the past
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """Arrays of one length for prompts, and of another for answers."""
+
+    prompt_tokens: Values
+    cached_tokens: Values
+    answered_prompt_tokens: Values
+    output_tokens: Values
+
+    @classmethod
+    def of(cls, prompt: float, output: float, cached: float = 0.0) -> "Shape":
+        """Return the shape of requests that are all alike."""
+        one = np.ones(1)
+        return cls(
+            prompt_tokens=one * prompt,
+            cached_tokens=one * cached,
+            answered_prompt_tokens=one * prompt,
+            output_tokens=one * output,
+        )
+
+    @property
+    def mean_output(self) -> float:
+        return float(self.output_tokens.mean())
+
+    @property
+    def mean_prompt(self) -> float:
+        return float(self.prompt_tokens.mean())
+
+    @property
+    def hit_rate(self) -> float:
+        return float(self.cached_tokens.sum() / max(self.prompt_tokens.sum(), 1.0))
+
+    @property
+    def mean_context(self) -> float:
+        """Return the mean context of a sequence that decodes: long answers are seen longer."""
+        outputs = self.output_tokens
+        contexts = self.answered_prompt_tokens + outputs / 2
+        return float((outputs * contexts).sum() / max(outputs.sum(), 1.0))
+
+
+class Samples:
+    """Rows of numbers of which the newest decide whether the older ones still count."""
+
+    def __init__(self, columns: int, watched: int) -> None:
+        self._rows: deque[tuple[float, ...]] = deque(maxlen=_KEPT)
+        self._columns = columns
+        self._watched = watched  # the column whose mean is looked at
+        self._since_look = 0
+        self.shifts = 0
+        self.seen = 0
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def add(self, rows: Iterable[tuple[float, ...]]) -> None:
+        for row in rows:
+            self._rows.append(row)
+            self.seen += 1
+            self._since_look += 1
+            if self._since_look >= _NEWEST // 4:
+                self._since_look = 0
+                self._look()
+
+    def columns(self) -> list[Values]:
+        return list(np.array(self._rows, dtype=np.float64).reshape(-1, self._columns).T)
+
+    def _look(self) -> None:
+        if len(self._rows) < 4 * _NEWEST:
+            return
+        values = self.columns()[self._watched]
+        old, new = values[:-_NEWEST], values[-_NEWEST:]
+        error = sqrt((old.var() + new.var()) / 2 / _NEWEST) + 1e-9
+        if abs(float(new.mean() - old.mean())) > _STRANGE * error:
+            self.shifts += 1
+            newest = list(self._rows)[-_NEWEST:]
+            self._rows.clear()
+            self._rows.extend(newest)
+
+
+class ShapeSeen:
+    """Collects the shape; until there are samples, `assumed` stands for it."""
+
+    def __init__(self, assumed: Shape) -> None:
+        self._assumed = assumed
+        self._prompts = Samples(2, watched=0)
+        self._answers = Samples(2, watched=1)
+        self._made: Shape | None = None
+        self._made_at = 0
+        self._shifts = 0
+
+    def see(self, started: Iterable[Started], finished: Iterable[Finished]) -> None:
+        self._prompts.add((s.prompt_tokens, min(s.cached_tokens, s.prompt_tokens)) for s in started)
+        self._answers.add((f.prompt_tokens, f.output_tokens) for f in finished)
+
+    def shape(self) -> Shape:
+        """Return it as it was lately: it is asked for more often than it moves."""
+        age = self._prompts.seen + self._answers.seen - self._made_at
+        moved = self._prompts.shifts + self._answers.shifts != self._shifts
+        if self._made is None or moved or age > 0.05 * (len(self._prompts) + len(self._answers)):
+            self._made = self._make()
+            self._made_at = self._prompts.seen + self._answers.seen
+            self._shifts = self._prompts.shifts + self._answers.shifts
+        return self._made
+
+    def _make(self) -> Shape:
+        assumed = self._assumed
+        prompt, cached = assumed.prompt_tokens, assumed.cached_tokens
+        answered, output = assumed.answered_prompt_tokens, assumed.output_tokens
+        if len(self._prompts):
+            prompt, cached = _thinned(self._prompts.columns(), by=lambda c: c[0] - c[1])
+        if len(self._answers):
+            answered, output = _thinned(self._answers.columns(), by=lambda c: c[1])
+        elif len(self._prompts):
+            answered = np.full(len(output), prompt.mean())
+        return Shape(
+            prompt_tokens=prompt,
+            cached_tokens=cached,
+            answered_prompt_tokens=answered,
+            output_tokens=np.maximum(output, 1.0),
+        )
+
+
+def _thinned(columns: list[Values], by: Callable[[list[Values]], Values]) -> list[Values]:
+    """Return rows that stand for all: every so-manieth of them, in the order that matters."""
+    order = np.argsort(by(columns), kind="stable")
+    if len(order) > _USED:
+        places = (np.arange(_USED) + 0.5) * len(order) / _USED
+        order = order[places.astype(np.int64)]
+    return [column[order] for column in columns]

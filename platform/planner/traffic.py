@@ -1,0 +1,136 @@
+"""What comes in: counted, forecast, and watched for jumps that no forecast waits for."""
+
+from collections import deque
+from dataclasses import dataclass
+from math import ceil, sqrt
+
+import numpy as np
+
+from stafette.platform.planner.forecasting.contest import Contest
+from stafette.platform.planner.observation import Observation
+from stafette.platform.planner.queueing import dispersion_of
+
+_WINDOWS_S = (3.0, 5.0, 10.0, 20.0, 40.0)  # in which a jump is looked for
+_JUMP = 5.0  # standard deviations, after the square root has made them equal
+_CALM_S = 30.0  # after a jump, until the next one
+_KEPT_S = 600.0
+_GRAIN_S = 5.0  # of the counts that say how unevenly requests come
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """Requests a second."""
+
+    now: float
+    middle: float  # within the horizon
+    upper: float  # that will rarely be exceeded
+    model: str
+    dispersion: float
+    jumped: bool
+
+
+class Traffic:
+    def __init__(self, bin_s: float, horizon_s: float, quantile: float) -> None:
+        horizon = max(2, ceil(horizon_s / bin_s))
+        self.contest = Contest(horizon, quantile, bin_s)
+        self._bin_s = bin_s
+        self._counts: deque[tuple[float, float, int]] = deque()  # end, seconds, arrivals
+        self._open_arrivals = 0
+        self._open_s = 0.0
+        self._jumped_at: float | None = None
+        self._jump_rate = 0.0
+        self.idle_since: float | None = None
+        self.jumps = 0
+
+    def see(self, observation: Observation) -> None:
+        at, arrivals = observation.at, observation.arrivals
+        self._counts.append((at, observation.window_s, arrivals))
+        while self._counts[0][0] <= at - _KEPT_S:
+            self._counts.popleft()
+        if arrivals or observation.waiting:
+            self.idle_since = None
+        elif self.idle_since is None:
+            self.idle_since = at - observation.window_s
+        self._fill_bin(observation.window_s, arrivals)
+        self._look_for_jump(at)
+
+    def forget_gap(self) -> None:
+        """Nobody has looked for a while: what a bin was about to become is worth nothing."""
+        self._open_arrivals, self._open_s = 0, 0.0
+        self._counts.clear()
+
+    def rates(self) -> Rates:
+        now = self._mean(_WINDOWS_S[-1])
+        forecast = self.contest.forecast()
+        dispersion = self._dispersion()
+        if forecast is None:
+            told = self._jump_rate if self._jumped_at is not None else now
+            upper = told + sqrt(max(told, 0.0) / _WINDOWS_S[-1])
+            return Rates(told, told, upper, "none yet", dispersion, self._jumped_at is not None)
+        middle, upper, jumped = forecast.middle, forecast.upper, self._jumping
+        if jumped:
+            now = self._jump_rate
+            upper = max(upper, now)
+        return Rates(now, middle, upper, forecast.model, dispersion, jumped)
+
+    def _fill_bin(self, seconds: float, arrivals: int) -> None:
+        self._open_arrivals += arrivals
+        self._open_s += seconds
+        if self._open_s >= self._bin_s * 0.999:
+            self.contest.observe(self._open_arrivals / self._open_s)
+            self._open_arrivals, self._open_s = 0, 0.0
+
+    @property
+    def _jumping(self) -> bool:
+        """Return whether a jump upwards is too young for the forecast to know it."""
+        if self._jumped_at is None or not self._counts:
+            return False
+        return self._counts[-1][0] - self._jumped_at < 3 * self._bin_s
+
+    def _look_for_jump(self, at: float) -> None:
+        if self._jumping:  # how high it goes shows more clearly the longer it lasts
+            self._jump_rate = self._mean(max(_WINDOWS_S[0], at - (self._jumped_at or at) + 3.0))
+        if self._jumped_at is not None and at - self._jumped_at < _CALM_S:
+            return
+        forecast = self.contest.forecast()
+        if forecast is None:
+            return
+        spread = sqrt(max(self._dispersion(), 1.0))
+        for window in _WINDOWS_S:
+            count, seconds = self._sum(window)
+            far = 2 * (sqrt(count) - sqrt(forecast.middle * seconds)) / spread
+            up, down = far > _JUMP, far < -_JUMP and window >= _WINDOWS_S[2]
+            if (up and count / seconds > forecast.upper) or (down and seconds >= window * 0.9):
+                self._jump(at, count / seconds)
+                return
+
+    def _jump(self, at: float, rate: float) -> None:
+        self._jumped_at, self._jump_rate = at, rate
+        self.jumps += 1
+        self.contest.shift()
+        self._open_arrivals, self._open_s = 0, 0.0
+
+    def _sum(self, window_s: float) -> tuple[int, float]:
+        count, seconds = 0, 0.0
+        for _, covered, arrivals in reversed(self._counts):
+            count += arrivals
+            seconds += covered
+            if seconds >= window_s * 0.999:
+                break
+        return count, seconds
+
+    def _mean(self, window_s: float) -> float:
+        count, seconds = self._sum(window_s)
+        return count / seconds if seconds else 0.0
+
+    def _dispersion(self) -> float:
+        grains, arrivals, seconds = [], 0, 0.0
+        for _, covered, count in self._counts:
+            arrivals += count
+            seconds += covered
+            if seconds >= _GRAIN_S * 0.999:
+                grains.append(arrivals)
+                arrivals, seconds = 0, 0.0
+        # A few counts tell little: they are pulled towards what random arrivals have.
+        weight = len(grains) / (len(grains) + 12)
+        return 1.0 + weight * (dispersion_of(np.array(grains, dtype=np.float64)) - 1.0)
