@@ -285,7 +285,9 @@ class Mocker:
         self._check_glide()
         self.on_wake()
 
-    def _prepare(self, request: Request, params: Params, words: Words) -> tuple[KvRequest, bytes]:
+    def _prepare(
+        self, request: Request, params: Params, words: Words | None
+    ) -> tuple[KvRequest, bytes]:
         """Return what a hand-over knows of a request, and its prompt's words."""
         words = self.check(request, words)
         try:
