@@ -39,11 +39,16 @@ CONFIGS = {
 LONG = ("platform/on_ray", "workers/handover", "platform/serving", "workers/gpu")
 
 
+# Both read the embedded model as Hugging Face does, which takes a minute.
+TOGETHER = {"tests/workers/weights": "tests/workers/models"}
+
+
 class FolderByFolder(LoadScopeScheduling):
     """A folder's tests share processes that are started once: they stay together."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return nodeid.partition("::")[0].rpartition("/")[0]
+        folder = nodeid.partition("::")[0].rpartition("/")[0]
+        return TOGETHER.get(folder, folder)
 
 
 def pytest_xdist_make_scheduler(config, log):

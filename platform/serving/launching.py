@@ -103,8 +103,8 @@ def deploy(config: Config, tell: Tell) -> str:
 def remove(config: Config, tell: Tell) -> None:
     """End the application; what is under way is seen through, as long as the settings say."""
     serve.delete(config.name, _blocking=False)  # its own waiting ends after a minute
-    pools = (*config.pools.values(), config.frontend)
-    until = time.monotonic() + max(pool.drain_timeout_s for pool in pools) + _MORE_TO_END_S
+    pools = [pool.drain_timeout_s for pool in config.pools.values()]
+    until = time.monotonic() + max(*pools, config.frontend.drain_timeout_s) + _MORE_TO_END_S
     while config.name in serve.status().applications:
         if time.monotonic() > until:
             tell("some of it has not ended in time, and is left to Ray")

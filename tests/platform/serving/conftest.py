@@ -75,6 +75,10 @@ class Rig:
             await self.ask(name, "set_role", role_of(name))
             await self.ask(name, "set_step", step_s)
 
+    async def launch(self, name: str) -> None:
+        """Start a worker of which the fleet is not told."""
+        await self._start(name, {})
+
     async def join(self, other: "Rig") -> None:
         """Be a second frontend of another one's workers."""
         self.guest = True
