@@ -5,9 +5,12 @@
 On this machine: an engine with the embedded model is profiled, in this process and alone. Then a
 prefill worker and a decode worker, a process of one thread each, serve requests that come at random
 at two levels of load, placed by the real router and handed over for real. The twin gets the profile
-and the same requests. One more number is measured beforehand, on idle workers: how long a first
-token takes beside what the twin says (sockets, placing, handing over), which it is told as
-`frontend_s`.
+and the same requests.
+
+Four more numbers are measured beforehand, with other requests (truth_calibration.py): what a first
+token and a step take beside what the twin says, on idle workers; and by how much each worker is
+slower while the other one is busy. The twin is asked twice: first how busy each worker will be, and
+then, with speeds to match, for the answer.
 
 It needs a machine with nothing else to do: the workers and this process share its cores. --quick
 shows that it works, and its goals mean nothing.
@@ -17,14 +20,21 @@ import argparse
 import asyncio
 import sys
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import yaml
 
 from benchmarks.common.report import Goal, Report
+from benchmarks.profiling.truth_calibration import (
+    Slowness,
+    alone,
+    first_beside_ms,
+    slowness,
+    step_beside_ms,
+)
 from benchmarks.profiling.truth_traffic import Asked, Found, Mix, Replayed, ask_for_real
 from benchmarks.serving.front import Front
 from benchmarks.serving.nursery import Nursery
@@ -55,7 +65,6 @@ PLAN = Plan(
 QUICK_PLAN = Plan(prompts=(64, 256), shares=(0.0,), batches=(1, 4), contexts=(64, 160))
 MOST_OFF = {"output tokens/s": 0.10}
 MOST_OFF_LATENCY = 0.20
-_IDLE_GAP_S = 1.5
 _BOTH = ("p0", "d0")
 
 
@@ -68,7 +77,7 @@ class Scale:
 
 
 FULL = Scale(requests=200, idle=16, plan=PLAN, samples=5)
-QUICK = Scale(requests=24, idle=4, plan=QUICK_PLAN, samples=2)
+QUICK = Scale(requests=10, idle=3, plan=QUICK_PLAN, samples=2)
 
 
 def profiled(path: Path, scale: Scale) -> Document:
@@ -92,65 +101,96 @@ def capacity(model: Profile) -> float:
     return min(1e3 / prefill_ms, 0.5e3 / decode_ms)
 
 
-def twin_config(speed: Profile, frontend_s: float, folder: Path) -> TwinConfig:
-    (folder / "speed.json").write_text(speed.to_json())
-    pool = {"replicas": 1, "profile": "speed.json", "worker_class": "real"}
-    told = {
-        "workload": {"poisson": {}},  # stands for the requests that are handed in
-        "frontend_s": frontend_s,
-        "engine": {k: v for k, v in FLAGS.items() if k != "num_threads"},
-        "pools": {"prefill": pool, "decode": pool},
-    }
-    (folder / "twin.yaml").write_text(yaml.safe_dump(told))
-    return read(folder / "twin.yaml")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calibrated:
+    """All that the twin is told."""
+
+    speed: Profile
+    slowness: Slowness = Slowness(prefill=1.0, decode=1.0)
+    frontend_s: float = 0.0
+
+    def foretell(self, asked: list[Asked], folder: Path) -> Found:
+        first, busy = self._run(asked, (self.speed, self.speed), folder)
+        if self.slowness == Slowness(prefill=1.0, decode=1.0):
+            return first
+        return self._run(asked, self.slowness.speeds(self.speed, *busy), folder)[0]
+
+    def config(self, speeds: Sequence[Profile], folder: Path) -> TwinConfig:
+        pools = {}
+        for name, speed in zip(("prefill", "decode"), speeds, strict=True):
+            (folder / f"{name}.json").write_text(speed.to_json())
+            pools[name] = {"replicas": 1, "profile": f"{name}.json", "worker_class": "real"}
+        told = {
+            "workload": {"poisson": {}},  # stands for the requests that are handed in
+            "frontend_s": self.frontend_s,
+            "engine": {k: v for k, v in FLAGS.items() if k != "num_threads"},
+            "pools": pools,
+        }
+        (folder / "twin.yaml").write_text(yaml.safe_dump(told))
+        return read(folder / "twin.yaml")
+
+    def _run(
+        self, asked: list[Asked], speeds: Sequence[Profile], folder: Path
+    ) -> tuple[Found, tuple[float, float]]:
+        """Return what the twin says, and which share of the time each worker is busy."""
+        twin = Twin(self.config(speeds, folder), Replayed(asked))
+        results = twin.run()
+        assert len(results.served) == len(asked), results.failures
+        took = max(each.done_s for each in results.served) - asked[0].at_s
+        found = Found(
+            tokens_s=sum(each.output_tokens for each in results.served) / took,
+            ttft_ms=[each.ttft_s * 1e3 for each in results.served],
+            itl_ms=[each.itl_s * 1e3 for each in results.served if each.itl_s is not None],
+            handed_over=results.counters["handed_over"],
+        )
+        return found, (_busy(twin, "prefill", took), _busy(twin, "decode", took))
 
 
-def foretold(config: TwinConfig, asked: list[Asked]) -> Found:
-    results = Twin(config, Replayed(asked)).run()
-    output = sum(each.output_tokens for each in results.served)
-    assert len(results.served) == len(asked), results.failures
-    took = max(each.done_s for each in results.served) - asked[0].at_s
-    return Found(
-        tokens_s=output / took,
-        ttft_ms=[each.ttft_s * 1e3 for each in results.served],
-        itl_ms=[each.itl_s * 1e3 for each in results.served if each.itl_s is not None],
-        handed_over=results.counters["handed_over"],
-    )
+def _busy(twin: Twin, pool: str, took_s: float) -> float:
+    workers = [each.worker for each in twin.fleet.replicas.values() if each.pool == pool]
+    seconds = sum(worker.stats().busy_seconds for worker in workers if worker is not None)
+    return min(1.0, seconds / took_s)
 
 
 async def compare(speed: Profile, scale: Scale, folder: Path, report: Report) -> None:
     nursery = Nursery()
-    config = twin_config(speed, 0.0, folder)
-    known = prior(speed, config.engine_flags("decode"))
+    known = prior(
+        speed, Calibrated(speed=speed).config((speed, speed), folder).engine_flags("decode")
+    )
     front = Front("truth", RouterConfig(priors={"": known}))
     try:
         made = await asyncio.gather(*(nursery.make(name, engine=FLAGS) for name in _BOTH))
         await front.follow({worker.name: worker.address for worker in made})
-        idle = _idle(scale.idle)
-        await ask_for_real(front, idle, 1)  # warms up, and is forgotten
-        real = await ask_for_real(front, idle, 2)
-        beside_ms = median(real.ttft_ms) - median(foretold(config, idle).ttft_ms)
-        report.figure("a first token beside what the twin says, idle, ms", beside_ms)
-        config = twin_config(speed, max(0.0, beside_ms / 1e3), folder)
-        most = capacity(speed)
+        calibrated = await calibrate(front, speed, scale, folder, report)
+        most = capacity(calibrated.speed)
         for level in LEVELS:
             rate = level * most
             asked = MIX.draw(rate, scale.requests, seed=int(100 * level))
             note = f"{level:.0%}: {rate:.2f} requests/s"
             print(f"{note}, {asked[-1].at_s:.0f} s", file=sys.stderr)
             real = await ask_for_real(front, asked, seed=int(1000 * level))
-            _tell(note, real, foretold(config, asked), report)
+            _tell(note, real, calibrated.foretell(asked, folder), report)
     finally:
         await front.close()
         nursery.close()
 
 
-def _idle(count: int) -> list[Asked]:
-    drawn = MIX.draw(1.0, count, seed=3)
-    return [
-        Asked((n + 1) * _IDLE_GAP_S, each.prompt_tokens, each.output_tokens)
-        for n, each in enumerate(drawn)
-    ]
+async def calibrate(
+    front: Front, speed: Profile, scale: Scale, folder: Path, report: Report
+) -> Calibrated:
+    """Measure what the engine's profile does not tell."""
+    idle = alone(MIX, scale.idle, seed=3)
+    await ask_for_real(front, idle, 1)  # warms up, and is forgotten
+    real = await ask_for_real(front, idle, 2)
+    step_ms = step_beside_ms(real, Calibrated(speed=speed).foretell(idle, folder))
+    speed = replace(speed, step_ms=speed.step_ms + step_ms)
+    first_ms = first_beside_ms(real, Calibrated(speed=speed).foretell(idle, folder))
+    found = await slowness(front, 2 * scale.samples)
+    report.figure("a step beside the profile's, idle, ms", step_ms)
+    report.figure("a first token beside what the twin says, idle, ms", first_ms)
+    report.figure("prefill worker's time, beside a busy decode worker", found.prefill)
+    report.figure("decode worker's time, beside a busy prefill worker", found.decode)
+    return Calibrated(speed=speed, slowness=found, frontend_s=first_ms / 1e3)
 
 
 def _tell(note: str, real: Found, twin: Found, report: Report) -> None:

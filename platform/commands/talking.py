@@ -36,6 +36,10 @@ class Asker:
         with self._answer("GET", path, None) as answer:
             return json.loads(answer.read())
 
+    def post(self, path: str, body: object) -> Any:
+        with self._answer("POST", path, body) as answer:
+            return json.loads(answer.read())
+
     def events(self, path: str, body: object) -> Iterator[Any]:
         """Yield what a stream of server-sent events brings, until its [DONE]."""
         with self._answer("POST", path, body) as answer:
