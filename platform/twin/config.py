@@ -14,6 +14,7 @@ from stafette.platform.config_reading import Part, PartOf, Reader
 from stafette.platform.config_sources import Settings, from_file, overlay_assignments
 from stafette.platform.frontend.errors import InvalidSetting
 from stafette.platform.planner.config import PlannerConfig, PoolLimits, SloConfig
+from stafette.platform.profiling.document import load_profile
 from stafette.platform.serving.config import DispatchConfig
 from stafette.platform.twin.prompts import VOCABULARY
 from stafette.platform.twin.workloads.config import WorkloadConfig
@@ -192,7 +193,7 @@ def with_profiles(config: TwinConfig, beside: Path) -> TwinConfig:
     pools = dict(config.pools)
     for name, pool in pools.items():
         if pool.profile is not None:
-            speed = Profile.read(beside / pool.profile)
+            speed = load_profile(beside / pool.profile)
             pools[name] = replace(pool, profile=None, speed=speed)
     return replace(config, pools=pools)
 

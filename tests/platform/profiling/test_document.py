@@ -6,6 +6,7 @@ import pytest
 
 from stafette.platform.profiling.document import Document, load_profile, read_document
 from stafette.platform.profiling.points import Point
+from stafette.platform.twin.config import read
 from stafette.workers.errors import EngineError
 from stafette.workers.mocker.speed_profile import Profile
 
@@ -73,3 +74,14 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
 def test_a_folder_that_is_not_there_is_named(tmp_path):
     with pytest.raises(EngineError, match="cannot be written"):
         Document(subject={}).write(tmp_path / "no" / "profile.json")
+
+
+def test_the_twin_runs_by_a_profile_of_ours(tmp_path):
+    Document(subject={"model": "m"}, points=(DECODE,)).write(tmp_path / "profile.json")
+    description = tmp_path / "twin.yaml"
+    pools = {"both": {"profile": "profile.json"}}
+    description.write_text(json.dumps({"workload": {"poisson": {}}, "pools": pools}))
+
+    speed = read(description).pools["both"].speed
+
+    assert speed == load_profile(tmp_path / "profile.json")
