@@ -1,6 +1,7 @@
 """The application on Ray Serve: real processes, real clients, and what a fleet lives through."""
 
 import asyncio
+import json
 import socket
 import subprocess
 import sys
@@ -108,6 +109,22 @@ def test_a_worker_changes_its_role_on_demand(fleet, await_that):
     assert run.returncode == 1
     assert "worker = 'nobody': is not in the fleet" in run.stderr
     assert name in run.stderr
+
+
+def test_prompts_are_computed_before_anybody_asks(fleet, tmp_path):
+    prompts = tmp_path / "prompts.jsonl"
+    talk = {"messages": [{"role": "user", "content": LONG}]}
+    prompts.write_text(f"{json.dumps(LONG)}\n{json.dumps(talk)}\n")
+    command = [sys.executable, "-P", "-m", "stafette", "preheat", str(prompts)]
+    options = ["--url", fleet.url, "--config", str(fleet.settings)]
+
+    run = subprocess.run([*command, *options], capture_output=True, text=True, timeout=240)
+
+    assert run.returncode == 0, run.stderr
+    assert run.stderr.count("has 2 prompts cached") == 3  # prefill, and twice decode
+    prompts.write_text('{"prompt": "x", "salt": "y"}\n')
+    run = subprocess.run([*command, *options], capture_output=True, text=True, timeout=240)
+    assert "prompts.jsonl:1: salt = 'y': is not known" in run.stderr
 
 
 def test_status_and_chat_talk_to_the_fleet(fleet, await_that):

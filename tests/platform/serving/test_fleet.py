@@ -60,6 +60,23 @@ async def test_many_answers_at_once_over_several_workers_are_the_ones_of_one_eng
     assert found == [expected(prompt) for prompt in prompts]
 
 
+async def test_a_prompt_that_a_worker_was_told_to_compute_is_found_there(rig, expected):
+    await rig.start("b0", "b1")
+    tokens = rig.tokenizer.encode(STORY * 10)
+
+    before = rig.events.counters("b1").delivered
+    told = {"tokens": tokens, "lora": None, "cache_salt": None}
+    cached = await rig.ask("b1", "preheat", told)
+
+    assert cached == len(tokens) // 16 * 16
+    await rig.await_that(lambda: rig.events.counters("b1").delivered > before)
+    assert await rig.answer(rig.request("r", STORY * 10)) == expected(STORY * 10)
+    assert rig.dispatcher.placement("r")["actual"]["cached_tokens"] == cached  # there, or pulled
+    for wrong in ({"tokens": tokens}, {"tokens": "abc", "lora": None, "cache_salt": None}, 3):
+        with pytest.raises(RequestError):
+            await rig.ask("b1", "preheat", wrong)
+
+
 async def test_fifty_prompts_at_once_are_answered_token_for_token_in_fp32(rig):
     flags = {"runner": "torch", "dtype": "float32"}
     topics = ("rivers", "trains", "bread", "a lighthouse", "three brothers")
