@@ -43,10 +43,16 @@ class Promise:
         return Prompts(work, hopeless + _HALF * promised, hopeless)
 
     def decoding(self, demand: Demand, workers: int, stolen: float = 0.0) -> Decoding:
+        """What has piled up before prefill workers comes to those that decode as it is done."""
+        rate = demand.rate
+        if demand.backlog_ms:
+            shape = demand.shape
+            work = prefill_ms(self.prefill, shape.prompt_tokens, shape.cached_tokens)
+            rate += demand.backlog_ms / max(float(work.mean()), 1e-9)
         return decoding(
             self.decode,
             demand.shape,
-            demand.rate,
+            rate,
             demand.dispersion,
             workers,
             self.slo.itl_percentile,

@@ -76,12 +76,14 @@ class Replicas:
         )
 
     def _decide(self, now: Situation) -> Wish:
+        assert self._wish is not None
         if self._may_sleep(now):
             none = {name: self._pools[name].limits.min_replicas for name in self._pools}
             return Wish(replicas=none, needed=Split(), decided_by="idle")
         if now.rates.upper <= 0 and now.asleep:
-            assert self._wish is not None
             return replace(self._wish, decided_by="idle for less than idle_s")
+        if now.rates.unknown and any(self._wish.replicas.values()):
+            return replace(self._wish, decided_by="too little was seen yet")
         sizer = self._beliefs.sizer
         calm = self._size(sizer, now, now.demand(self._cautious(now)))
         piled = now.demand(now.rates.upper, self._backlog(now, sizer))

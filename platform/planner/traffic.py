@@ -13,6 +13,7 @@ from stafette.platform.planner.queueing import dispersion_of
 _WINDOWS_S = (3.0, 5.0, 10.0, 20.0, 40.0)  # in which a jump is looked for
 _JUMP = 5.0  # standard deviations, after the square root has made them equal
 _CALM_S = 30.0  # after a jump, until the next one
+NONE = "nobody yet"
 _KEPT_S = 600.0
 _GRAIN_S = 5.0  # of the counts that say how unevenly requests come
 
@@ -27,6 +28,11 @@ class Rates:
     model: str
     dispersion: float
     jumped: bool
+
+    @property
+    def unknown(self) -> bool:
+        """Return whether no forecast is possible yet."""
+        return self.model == NONE and not self.jumped
 
 
 class Traffic:
@@ -66,7 +72,7 @@ class Traffic:
         if forecast is None:
             told = self._jump_rate if self._jumped_at is not None else now
             upper = told + sqrt(max(told, 0.0) / _WINDOWS_S[-1])
-            return Rates(told, told, upper, "none yet", dispersion, self._jumped_at is not None)
+            return Rates(told, told, upper, NONE, dispersion, self._jumped_at is not None)
         middle, upper, jumped = forecast.middle, forecast.upper, self._jumping
         if jumped:
             now = self._jump_rate

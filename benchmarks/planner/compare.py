@@ -1,0 +1,121 @@
+"""Six ways to size a fleet, side by side in the digital twin: promises kept, GPU-hours, changes.
+
+    python benchmarks/planner/compare.py [--trace FILE] [--seeds N] [--jobs N] [--only NAME]
+                                         [--quick] [--json FILE]
+
+FILE is in Mooncake's form; without it its two scenarios are left out. All policies see the same
+requests, the same workers and the same start-up time, and the medians of the seeds decide. Exit
+status 1 when a goal is missed.
+"""
+
+import argparse
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict
+from pathlib import Path
+from statistics import median
+
+from benchmarks.common.report import Goal, Report
+from benchmarks.planner.measuring import DYNAMO, OURS, PEAK, POLICIES, Figures, measure
+from benchmarks.planner.scenarios import STARTUP_S, Scenario, scenarios
+
+TITLE = "Sizing a fleet in the digital twin"
+_KEPT, _GPU_SHARE, _CHANGES_AN_HOUR = 0.99, 0.8, 2.0
+_RECOVERY_S, _VIOLATION_S = STARTUP_S + 30.0, 10.0
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=TITLE)
+    add = parser.add_argument
+    add("--trace", type=Path, metavar="FILE", help="conversations, JSON lines")
+    add("--seeds", type=int, default=3)
+    add("--jobs", type=int, default=2, help="processes at a time (default: %(default)s)")
+    add("--only", metavar="NAME", help="scenarios whose name holds this")
+    add("--quick", action="store_true", help="one short scenario and one seed")
+    add("--json", metavar="FILE")
+    return parser.parse_args()
+
+
+class Study:
+    def __init__(self, chosen: list[Scenario], seeds: int) -> None:
+        self.scenarios = chosen
+        self.seeds = seeds
+        self.figures: list[Figures] = []
+
+    def run(self, jobs: int) -> None:
+        wanted = [
+            (s, p, n + 1) for n in range(self.seeds) for s in self.scenarios for p in POLICIES
+        ]
+        wanted = [each for each in wanted if each[2] == 1 or each[0].workload.trace is None]
+        with ProcessPoolExecutor(jobs) as pool:
+            for done in as_completed([pool.submit(measure, *each) for each in wanted]):
+                self.figures.append(done.result())
+                print(asdict(self.figures[-1]), flush=True)
+
+    def of(self, scenario: str, policy: str, what: Callable[[Figures], float | None]) -> float:
+        """Return the median of the seeds."""
+        runs = [f for f in self.figures if (f.scenario, f.policy) == (scenario, policy)]
+        return median(value for value in map(what, runs) if value is not None)
+
+    def names(self, beginning: str = "") -> Iterator[str]:
+        return (s.name for s in self.scenarios if s.name.startswith(beginning))
+
+
+def tables(study: Study, report: Report) -> None:
+    headers = ["", "promise kept %", "GPU-hours", "changes", "flips", "requests"]
+    for name in study.names():
+        rows: list[list[object]] = []
+        for policy in POLICIES:
+            kept = 100 * study.of(name, policy, lambda f: f.attainment)
+            hours = study.of(name, policy, lambda f: f.gpu_hours)
+            counts = [
+                int(study.of(name, policy, what))
+                for what in (lambda f: f.changes, lambda f: f.flips, lambda f: f.requests)
+            ]
+            rows.append([policy, kept, hours, *counts])
+        report.table(name, headers, rows)
+
+
+def goals(study: Study, report: Report) -> None:
+    for name in study.names():
+        kept = {p: study.of(name, p, lambda f: f.attainment) for p in POLICIES}
+        hours = {p: study.of(name, p, lambda f: f.gpu_hours) for p in POLICIES}
+        if kept[PEAK] >= _KEPT:
+            report.goal(Goal(f"{name}: promise kept", kept[OURS], at_least=_KEPT))
+        as_good = kept[OURS] >= kept[DYNAMO] - 1e-9
+        share = hours[OURS] / hours[DYNAMO] if as_good else float("nan")
+        report.goal(Goal(f"{name}: GPU-hours of Dynamo's", share, at_most=_GPU_SHARE))
+    for name in study.names("constant"):
+        changes = study.of(name, OURS, lambda f: f.changes)
+        hours_long = next(s.workload.duration_s for s in study.scenarios if s.name == name) / 3_600
+        report.goal(
+            Goal(f"{name}: changes an hour", changes / hours_long, at_most=_CHANGES_AN_HOUR)
+        )
+    for name in study.names("step"):
+        recovery = study.of(name, OURS, lambda f: f.recovery_s)
+        report.goal(Goal(f"{name}: recovered after, s", recovery, at_most=_RECOVERY_S))
+    for name in study.names("input"):
+        violation = study.of(name, OURS, lambda f: f.violation_s)
+        report.goal(Goal(f"{name}: violated for, s", violation, at_most=_VIOLATION_S))
+
+
+def main() -> int:
+    arguments = parse()
+    chosen = scenarios(arguments.trace, arguments.quick)
+    if arguments.only:
+        chosen = [s for s in chosen if arguments.only in s.name]
+    if arguments.quick:
+        chosen = [s for s in chosen if s.name.startswith("step")] or chosen[:1]
+    study, report = Study(chosen, 1 if arguments.quick else arguments.seeds), Report(TITLE)
+    study.run(arguments.jobs)
+    tables(study, report)
+    goals(study, report)
+    report.figure("seeds", study.seeds)
+    report.note("nan of Dynamo's GPU-hours: ours kept fewer promises, so that hours say nothing")
+    if arguments.trace is None:
+        report.note("no --trace: the conversations are left out")
+    return report.finish(arguments.json)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
