@@ -1,60 +1,64 @@
-"""Does the digital twin foretell what real workers do?
+"""Does the digital twin foretell what workers do?
 
-    python benchmarks/profiling/truth.py [--quick] [--json FILE] [--profile FILE]
+    python benchmarks/profiling/truth.py [--quick] [--json FILE] [--only real,mock] [--profile FILE]
 
-On this machine: an engine with the embedded model is profiled, in this process and alone. Then a
-prefill worker and a decode worker, a process of one thread each, serve requests that come at random
-at two levels of load, placed by the real router and handed over for real. The twin gets the profile
-and the same requests.
+A prefill worker and a decode worker serve requests that come at random at two levels of load,
+placed by the real router and handed over by the real dispatcher. The twin gets the same requests.
 
-Four more numbers are measured beforehand, with other requests (truth_calibration.py): what a first
-token and a step take beside what the twin says, on idle workers; and by how much each worker is
-slower while the other one is busy. The twin is asked twice: first how busy each worker will be, and
-then, with speeds to match, for the answer.
+real    Workers with the embedded model, a process of one thread each. First an engine is profiled,
+        in this process and alone. Then four more numbers are measured, by other requests
+        (truth_calibration.py): what a first token and a step take beside what the twin says, on
+        idle workers; and by how much each worker is slower while the other one is busy. The twin is
+        asked twice: first how busy each worker will be, and then, with speeds to match, again.
+        This needs a machine with nothing else to do, for workers and clients share its cores.
+mock    Mock workers on the wall clock, of known speed: what is left is placing, queueing, batching.
+        They need little of the machine, and only a first token's way is measured beforehand.
 
-It needs a machine with nothing else to do: the workers and this process share its cores. --quick
-shows that it works, and its goals mean nothing.
+--quick shows that it works; its goals mean nothing.
 """
 
 import argparse
 import asyncio
+import json
 import sys
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from benchmarks.common.report import Goal, Report
 from benchmarks.profiling.truth_calibration import (
     Slowness,
     alone,
     first_beside_ms,
+    slower,
     slowness,
     step_beside_ms,
 )
-from benchmarks.profiling.truth_traffic import Asked, Found, Mix, Replayed, ask_for_real
+from benchmarks.profiling.truth_traffic import Found, Mix, ask_for_real
+from benchmarks.profiling.truth_twin import Calibrated, Setup
+from benchmarks.serving.disagg_mocks import ENGINE as MOCK_ENGINE
+from benchmarks.serving.disagg_mocks import SPEEDUP as MOCK_SPEEDUP
 from benchmarks.serving.front import Front
 from benchmarks.serving.nursery import Nursery
+from benchmarks.serving.overhead import script
 from stafette.platform.commands.profiling_command import open_engine, table
 from stafette.platform.profiling.document import Document
 from stafette.platform.profiling.measuring import Plan, begin, measure
-from stafette.platform.twin.config import TwinConfig, prior, read
-from stafette.platform.twin.twin import Twin
+from stafette.platform.twin.config import prior
 from stafette.router.router import RouterConfig
 from stafette.workers import EngineConfig
 from stafette.workers.mocker.speed_profile import Profile
 
-FLAGS: dict[str, Any] = {
+FLAGS = {
     "max_model_len": 1024,
     "num_kv_blocks": 1024,
     "max_num_seqs": 32,
     "max_num_batched_tokens": 512,
     "num_threads": 1,
 }
-MIX = Mix(prompts=(64, 256), outputs=(32, 64))
+REAL_MIX = Mix(prompts=(64, 256), outputs=(32, 64))
+MOCK_MIX = Mix(prompts=(500, 4_000), outputs=(50, 150))
 LEVELS = (0.35, 0.7)  # of what the profile says the busier worker can take
 PLAN = Plan(
     prompts=(32, 64, 128, 256, 512),
@@ -84,124 +88,96 @@ def profiled(path: Path, scale: Scale) -> Document:
     """Measure an engine with the workers' flags, while nothing else runs."""
     with open_engine(EngineConfig.of(**FLAGS), Profile(), scale.samples) as target:
         found = measure(begin(path, target), target, scale.plan, lambda news: news.write(path))
+    print(table(found), file=sys.stderr)
     return found
 
 
-def capacity(model: Profile) -> float:
-    """Return how many requests a second the busier of the two workers can take."""
-    prompt, output = sum(MIX.prompts) / 2, sum(MIX.outputs) / 2
-    prefill_ms = (
-        model.step_ms
-        + prompt * model.prefill_ms_per_token
-        + prompt * prompt / 2 * model.prefill_ms_per_pair
-    )
-    context = prompt + output / 2
-    decode_ms = output * (model.decode_ms_per_seq + context * model.decode_ms_per_kv_token)
-    # Half of the time may go to what every step costs, however many sequences share it.
-    return min(1e3 / prefill_ms, 0.5e3 / decode_ms)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Calibrated:
-    """All that the twin is told."""
-
-    speed: Profile
-    slowness: Slowness = Slowness(prefill=1.0, decode=1.0)
-    frontend_s: float = 0.0
-
-    def foretell(self, asked: list[Asked], folder: Path) -> Found:
-        first, busy = self._run(asked, (self.speed, self.speed), folder)
-        if self.slowness == Slowness(prefill=1.0, decode=1.0):
-            return first
-        return self._run(asked, self.slowness.speeds(self.speed, *busy), folder)[0]
-
-    def config(self, speeds: Sequence[Profile], folder: Path) -> TwinConfig:
-        pools = {}
-        for name, speed in zip(("prefill", "decode"), speeds, strict=True):
-            (folder / f"{name}.json").write_text(speed.to_json())
-            pools[name] = {"replicas": 1, "profile": f"{name}.json", "worker_class": "real"}
-        told = {
-            "workload": {"poisson": {}},  # stands for the requests that are handed in
-            "frontend_s": self.frontend_s,
-            "engine": {k: v for k, v in FLAGS.items() if k != "num_threads"},
-            "pools": pools,
-        }
-        (folder / "twin.yaml").write_text(yaml.safe_dump(told))
-        return read(folder / "twin.yaml")
-
-    def _run(
-        self, asked: list[Asked], speeds: Sequence[Profile], folder: Path
-    ) -> tuple[Found, tuple[float, float]]:
-        """Return what the twin says, and which share of the time each worker is busy."""
-        twin = Twin(self.config(speeds, folder), Replayed(asked))
-        results = twin.run()
-        assert len(results.served) == len(asked), results.failures
-        took = max(each.done_s for each in results.served) - asked[0].at_s
-        found = Found(
-            tokens_s=sum(each.output_tokens for each in results.served) / took,
-            ttft_ms=[each.ttft_s * 1e3 for each in results.served],
-            itl_ms=[each.itl_s * 1e3 for each in results.served if each.itl_s is not None],
-            handed_over=results.counters["handed_over"],
-        )
-        return found, (_busy(twin, "prefill", took), _busy(twin, "decode", took))
-
-
-def _busy(twin: Twin, pool: str, took_s: float) -> float:
-    workers = [each.worker for each in twin.fleet.replicas.values() if each.pool == pool]
-    seconds = sum(worker.stats().busy_seconds for worker in workers if worker is not None)
-    return min(1.0, seconds / took_s)
-
-
-async def compare(speed: Profile, scale: Scale, folder: Path, report: Report) -> None:
+async def real(document: Document, scale: Scale, folder: Path, report: Report) -> None:
     nursery = Nursery()
-    known = prior(
-        speed, Calibrated(speed=speed).config((speed, speed), folder).engine_flags("decode")
-    )
-    front = Front("truth", RouterConfig(priors={"": known}))
+    setup = Setup(flags=FLAGS, mix=REAL_MIX, speed=document.model)
+    report.figure("the step model's mean error", document.fit.mean_error)
     try:
         made = await asyncio.gather(*(nursery.make(name, engine=FLAGS) for name in _BOTH))
-        await front.follow({worker.name: worker.address for worker in made})
-        calibrated = await calibrate(front, speed, scale, folder, report)
-        most = capacity(calibrated.speed)
-        for level in LEVELS:
-            rate = level * most
-            asked = MIX.draw(rate, scale.requests, seed=int(100 * level))
-            note = f"{level:.0%}: {rate:.2f} requests/s"
-            print(f"{note}, {asked[-1].at_s:.0f} s", file=sys.stderr)
-            real = await ask_for_real(front, asked, seed=int(1000 * level))
-            _tell(note, real, calibrated.foretell(asked, folder), report)
+        addresses = {worker.name: worker.address for worker in made}
+        await compare("real workers", setup, addresses, scale, folder, report)
     finally:
-        await front.close()
         nursery.close()
 
 
+async def mock(scale: Scale, folder: Path, report: Report) -> None:
+    speed = slower(Profile(), 1 / MOCK_SPEEDUP)
+    speed = replace(
+        speed,
+        transfer_gb_s=speed.transfer_gb_s * MOCK_SPEEDUP,
+        transfer_latency_ms=speed.transfer_latency_ms / MOCK_SPEEDUP,
+    )
+    setup = Setup(flags=asdict(MOCK_ENGINE), mix=MOCK_MIX, speed=speed)
+    with script("disagg_mocks.py", *_BOTH) as (said, _):
+        await compare("mock workers", setup, json.loads(said), scale, folder, report)
+
+
+async def compare(
+    who: str,
+    setup: Setup,
+    addresses: Mapping[str, str],
+    scale: Scale,
+    folder: Path,
+    report: Report,
+) -> None:
+    twin = Calibrated(setup=setup, folder=folder)
+    flags = twin.config((setup.speed, setup.speed)).engine_flags("decode")
+    front = Front("truth", RouterConfig(priors={"": prior(setup.speed, flags)}))
+    try:
+        await front.follow(addresses)
+        twin = await calibrate(who, front, twin, scale, report)
+        for level in LEVELS:
+            rate = level * twin.setup.capacity
+            asked = setup.mix.draw(rate, scale.requests, seed=int(100 * level))
+            note = f"{who}, {level:.0%}: {rate:.2f} requests/s"
+            print(f"{note}, {asked[-1].at_s:.0f} s", file=sys.stderr)
+            found = await ask_for_real(front, asked, seed=int(1000 * level))
+            _tell(note, found, twin.foretell(asked), report)
+    finally:
+        await front.close()
+
+
 async def calibrate(
-    front: Front, speed: Profile, scale: Scale, folder: Path, report: Report
+    who: str, front: Front, twin: Calibrated, scale: Scale, report: Report
 ) -> Calibrated:
-    """Measure what the engine's profile does not tell."""
-    idle = alone(MIX, scale.idle, seed=3)
+    """Measure what the profile does not tell."""
+    idle = alone(twin.setup.mix, scale.idle, seed=3)
     await ask_for_real(front, idle, 1)  # warms up, and is forgotten
-    real = await ask_for_real(front, idle, 2)
-    step_ms = step_beside_ms(real, Calibrated(speed=speed).foretell(idle, folder))
-    speed = replace(speed, step_ms=speed.step_ms + step_ms)
-    first_ms = first_beside_ms(real, Calibrated(speed=speed).foretell(idle, folder))
-    found = await slowness(front, 2 * scale.samples)
-    report.figure("a step beside the profile's, idle, ms", step_ms)
-    report.figure("a first token beside what the twin says, idle, ms", first_ms)
-    report.figure("prefill worker's time, beside a busy decode worker", found.prefill)
-    report.figure("decode worker's time, beside a busy prefill worker", found.decode)
-    return Calibrated(speed=speed, slowness=found, frontend_s=first_ms / 1e3)
+    found = await ask_for_real(front, idle, 2)
+    if who.startswith("real"):
+        step_ms = step_beside_ms(found, twin.foretell(idle))
+        speed = twin.setup.speed
+        speed = replace(speed, step_ms=speed.step_ms + step_ms)
+        twin = replace(twin, setup=replace(twin.setup, speed=speed))
+        report.figure(f"{who}: a step beside the profile's, idle, ms", step_ms)
+    first_ms = first_beside_ms(found, twin.foretell(idle))
+    report.figure(f"{who}: a first token beside what the twin says, idle, ms", first_ms)
+    twin = replace(twin, frontend_s=first_ms / 1e3)
+    if not who.startswith("real"):
+        return twin
+    slowed = await slowness(front, 2 * scale.samples)
+    _tell_slowness(who, slowed, report)
+    return replace(twin, slowness=slowed)
 
 
-def _tell(note: str, real: Found, twin: Found, report: Report) -> None:
+def _tell_slowness(who: str, slowed: Slowness, report: Report) -> None:
+    for name, factor in asdict(slowed).items():
+        report.figure(f"{who}: {name} worker's time while the other is busy, × alone", factor)
+
+
+def _tell(note: str, found: Found, twin: Found, report: Report) -> None:
     rows = []
     told = twin.figures()
-    for name, value in real.figures().items():
+    for name, value in found.figures().items():
         off = told[name] / value - 1
         rows.append([name, value, told[name], f"{off:+.0%}"])
         most = MOST_OFF.get(name, MOST_OFF_LATENCY)
         report.goal(Goal(f"{note}: {name}, twin off by", abs(off), at_most=most))
-    rows.append(["handed over", real.handed_over, twin.handed_over, ""])
+    rows.append(["handed over", found.handed_over, twin.handed_over, ""])
     report.table(note, ["", "real", "twin", "off"], rows)
 
 
@@ -209,16 +185,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="few requests; goals mean nothing")
     parser.add_argument("--json", metavar="FILE")
+    parser.add_argument("--only", default="real,mock")
     parser.add_argument("--profile", type=Path, help="keep it here, or take what is there")
     arguments = parser.parse_args()
-    scale = QUICK if arguments.quick else FULL
-    report = Report("Real workers, and what the twin says of them")
-    with tempfile.TemporaryDirectory() as folder:
-        path = arguments.profile or Path(folder) / "profile.json"
-        document = profiled(path, scale)
-        print(table(document), file=sys.stderr)
-        report.figure("the step model's mean error", document.fit.mean_error)
-        asyncio.run(compare(document.model, scale, Path(folder), report))
+    scale, parts = QUICK if arguments.quick else FULL, arguments.only.split(",")
+    report = Report("Workers, and what the twin says of them")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if "real" in parts:
+            document = profiled(arguments.profile or folder / "profile.json", scale)
+            asyncio.run(real(document, scale, folder, report))
+        if "mock" in parts:
+            asyncio.run(mock(scale, folder, report))
     return report.finish(arguments.json)
 
 
