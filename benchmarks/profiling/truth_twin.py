@@ -38,7 +38,7 @@ class Setup:
         context = prompt + output / 2
         decode_ms = output * (speed.decode_ms_per_seq + context * speed.decode_ms_per_kv_token)
         # Half of the time may go to what every step costs, however many sequences share it.
-        return min(1e3 / prefill_ms, 0.5e3 / decode_ms)
+        return 1e3 / max(prefill_ms, 2 * decode_ms)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,7 @@
 """Measures what a plan asks for and a profile does not hold yet, and keeps each point at once."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -88,10 +88,11 @@ def begin(path: Path, target: Target) -> Document:
         if found.subject.get(name) != value:
             remedy = f"is of another one ({value!r} is measured now): name another file"
             raise InvalidSetting(f"{path}: subject.{name}", found.subject.get(name), remedy)
-    if found.limits != fresh.limits:
-        remedy = f"are not those of now, {fresh.limits}: name another file"
-        raise InvalidSetting(f"{path}: limits", str(found.limits), remedy)
-    return found
+    for name, value in asdict(fresh.limits).items():
+        if name != "kv_tokens" and getattr(found.limits, name) != value:
+            remedy = f"was another flag ({value} now): name another file"
+            raise InvalidSetting(f"{path}: limits.{name}", getattr(found.limits, name), remedy)
+    return replace(found, limits=fresh.limits)  # how much memory is free changes a little
 
 
 def measure(

@@ -97,6 +97,13 @@ def test_a_profile_of_other_limits_is_not_added_to(tmp_path, target):
         begin(path, target)
 
 
+def test_other_room_for_kv_is_no_other_worker(tmp_path, target):
+    path = tmp_path / "profile.json"
+    Document(subject=target.subject, limits=replace(target.limits, kv_tokens=8000)).write(path)
+
+    assert begin(path, target).limits == target.limits
+
+
 def test_the_progress_adds_up_to_the_number_of_points(target):
     done = []
 
