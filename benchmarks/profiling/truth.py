@@ -27,6 +27,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from benchmarks.common.report import Goal, Report
+from benchmarks.profiling.others import Others
 from benchmarks.profiling.truth_calibration import (
     Slowness,
     alone,
@@ -84,11 +85,13 @@ FULL = Scale(requests=200, idle=16, plan=PLAN, samples=5)
 QUICK = Scale(requests=10, idle=3, plan=QUICK_PLAN, samples=2)
 
 
-def profiled(path: Path, scale: Scale) -> Document:
+def profiled(path: Path, scale: Scale, report: Report) -> Document:
     """Measure an engine with the workers' flags, while nothing else runs."""
+    others = Others()
     with open_engine(EngineConfig.of(**FLAGS), Profile(), scale.samples) as target:
         found = measure(begin(path, target), target, scale.plan, lambda news: news.write(path))
     print(table(found), file=sys.stderr)
+    report.figure("profile: others' share of the cores", others.share())
     return found
 
 
@@ -135,7 +138,9 @@ async def compare(
             asked = setup.mix.draw(rate, scale.requests, seed=int(100 * level))
             note = f"{who}, {level:.0%}: {rate:.2f} requests/s"
             print(f"{note}, {asked[-1].at_s:.0f} s", file=sys.stderr)
+            others = Others()
             found = await ask_for_real(front, asked, seed=int(1000 * level))
+            report.figure(f"{note}: others' share of the cores", others.share())
             _tell(note, found, twin.foretell(asked), report)
     finally:
         await front.close()
@@ -193,7 +198,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if "real" in parts:
-            document = profiled(arguments.profile or folder / "profile.json", scale)
+            document = profiled(arguments.profile or folder / "profile.json", scale, report)
             asyncio.run(real(document, scale, folder, report))
         if "mock" in parts:
             asyncio.run(mock(scale, folder, report))

@@ -201,20 +201,26 @@ def _tell_targets(nearest: Candidate, search: Search) -> None:
 
 
 def _write(found: Candidate, search: Search, price: float, arguments: argparse.Namespace) -> None:
-    model = arguments.model
-    if model is None:
-        model = str(read_document(arguments.profile).subject.get("model"))
-    path = Path(model)
-    if path.suffix == ".json":
-        model = str(path.parent)
-    on_gpu = arguments.hardware is not None and arguments.hardware.lower() != "cpu"
-    settings = fleet(found, search.load, search.slo, Subject(model, arguments.dtype, on_gpu))
+    settings = fleet(found, search.load, search.slo, _subject(arguments))
     comments = [
         *_described(found, search, price),
         "Expected, not measured. The model must lie at this path on every node.",
     ]
     write(arguments.out, settings, comments)
     tell(f"stafette serve {arguments.out}")
+
+
+def _subject(arguments: argparse.Namespace) -> Subject:
+    """Return what is served: a config.json stands for its directory."""
+    if arguments.profile is not None:
+        told = read_document(arguments.profile).subject
+        threads = told.get("threads") if told.get("device") == "cpu" else None
+        model = arguments.model or str(told.get("model"))
+        known = {"num_cpus": threads} if isinstance(threads, int) else {}
+        return Subject(model, arguments.dtype, on_gpu=told.get("device") != "cpu", **known)
+    path = Path(arguments.model)
+    model = str(path.parent) if path.suffix == ".json" else arguments.model
+    return Subject(model, arguments.dtype, on_gpu=arguments.hardware.lower() != "cpu")
 
 
 def _draw(search: Search, found: Candidate | None, arguments: argparse.Namespace) -> None:

@@ -22,6 +22,7 @@ class Subject:
     model: str
     dtype: str | None = None  # None: the model's own
     on_gpu: bool = True
+    num_cpus: int = _CPUS_A_WORKER  # of each worker; a CPU engine runs as many threads
 
 
 def fleet(candidate: Candidate, load: Load, slo: SloConfig, subject: Subject) -> dict[str, Any]:
@@ -31,7 +32,7 @@ def fleet(candidate: Candidate, load: Load, slo: SloConfig, subject: Subject) ->
     flags: dict[str, Any] = {"max_model_len": min(engine.limits.max_model_len or longest, longest)}
     if engine.tensor_parallel > 1:
         flags["tensor_parallel_size"] = engine.tensor_parallel
-    worker: dict[str, Any] = {"num_cpus": _CPUS_A_WORKER}
+    worker: dict[str, Any] = {"num_cpus": subject.num_cpus}
     if subject.dtype is not None:
         flags["dtype"] = subject.dtype
     if subject.on_gpu:

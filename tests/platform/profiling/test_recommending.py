@@ -191,14 +191,17 @@ def test_a_measured_profile_stands_for_model_and_hardware(tmp_path, capsys):
         Point(kind="prefill", ms=110.0, prompt_tokens=1000),
         Point(kind="decode", ms=12.0, batch=1, kv_tokens=1000),
     )
-    Document(subject={"model": "smollm2"}, limits=LIMITS, points=points).write(path)
+    subject = {"model": "smollm2", "device": "cpu", "threads": 2}
+    Document(subject=subject, limits=LIMITS, points=points).write(path)
     wanted = ["--gpus", "4", "--ttft-ms", "900", "--itl-ms", "90", "--rate", "1"]
     load_flags = ["--isl", "1000", "--osl", "100", "--out", str(out)]
 
     status = cli.main(["recommend", "--profile", str(path), *wanted, *load_flags, "--price", "1"])
 
     assert status == 0
-    assert load(out, environment={}).config.model == "smollm2"
+    config = load(out, environment={}).config
+    assert config.model == "smollm2"
+    assert {(pool.num_cpus, pool.num_gpus) for pool in config.pools.values()} == {(2, 0)}
 
 
 @pytest.mark.parametrize(
