@@ -36,7 +36,7 @@ from benchmarks.profiling.truth_calibration import (
     slowness,
     step_beside_ms,
 )
-from benchmarks.profiling.truth_traffic import Found, Mix, ask_for_real
+from benchmarks.profiling.truth_traffic import Asked, Found, Mix, ask_for_real
 from benchmarks.profiling.truth_twin import Calibrated, Setup
 from benchmarks.serving.disagg_mocks import ENGINE as MOCK_ENGINE
 from benchmarks.serving.disagg_mocks import SPEEDUP as MOCK_SPEEDUP
@@ -130,6 +130,7 @@ async def compare(
     twin = Calibrated(setup=setup, folder=folder)
     flags = twin.config((setup.speed, setup.speed)).engine_flags("decode")
     front = Front("truth", RouterConfig(priors={"": prior(setup.speed, flags)}))
+    seen: list[tuple[str, list[Asked], Found]] = []
     try:
         await front.follow(addresses)
         twin = await calibrate(who, front, twin, scale, report)
@@ -141,9 +142,11 @@ async def compare(
             others = Others()
             found = await ask_for_real(front, asked, seed=int(1000 * level))
             report.figure(f"{note}: others' share of the cores", others.share())
-            _tell(note, found, twin.foretell(asked), report)
+            seen.append((note, asked, found))
     finally:
         await front.close()
+    for note, asked, found in seen:  # only now: nothing else may keep this process from listening
+        _tell(note, found, twin.foretell(asked), report)
 
 
 async def calibrate(
@@ -154,12 +157,12 @@ async def calibrate(
     await ask_for_real(front, idle, 1)  # warms up, and is forgotten
     found = await ask_for_real(front, idle, 2)
     if who.startswith("real"):
-        step_ms = step_beside_ms(found, twin.foretell(idle))
+        step_ms = step_beside_ms(found, await asyncio.to_thread(twin.foretell, idle))
         speed = twin.setup.speed
         speed = replace(speed, step_ms=speed.step_ms + step_ms)
         twin = replace(twin, setup=replace(twin.setup, speed=speed))
         report.figure(f"{who}: a step beside the profile's, idle, ms", step_ms)
-    first_ms = first_beside_ms(found, twin.foretell(idle))
+    first_ms = first_beside_ms(found, await asyncio.to_thread(twin.foretell, idle))
     report.figure(f"{who}: a first token beside what the twin says, idle, ms", first_ms)
     twin = replace(twin, frontend_s=first_ms / 1e3)
     if not who.startswith("real"):
