@@ -117,8 +117,8 @@ class EngineConfig:
         if not 0 < self.gpu_memory_utilization <= 1:
             value = self.gpu_memory_utilization
             raise ConfigError("gpu_memory_utilization", value, "must be above 0 and at most 1")
-        if self.block_size & (self.block_size - 1) or self.block_size > 256:
-            raise ConfigError("block_size", self.block_size, "must be a power of two up to 256")
+        if self.block_size & (self.block_size - 1) or self.block_size > 512:
+            raise ConfigError("block_size", self.block_size, "must be a power of two up to 512")
 
     def _check_together(self) -> None:
         if self.speculative_ngram_min > self.speculative_ngram_max:

@@ -1,7 +1,8 @@
 """Lets the planner run a twin's fleet, as it would run a real one."""
 
+import json
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 from stafette.platform.planner.config import PlannerConfig
 from stafette.platform.planner.engine_model import EngineModel
@@ -41,6 +42,10 @@ class Planned:
         self.plans.append(plan)
         if self.planner.config.mode != "dry_run":
             carry_out(plan, twin.fleet)
+
+    def to_json_lines(self) -> str:
+        """Return the plans, a JSON object a line."""
+        return "".join(json.dumps(asdict(plan)) + "\n" for plan in self.plans)
 
 
 def planner_of(config: TwinConfig) -> Planner:

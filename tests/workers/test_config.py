@@ -10,7 +10,7 @@ from stafette.workers.errors import ConfigError
     ("flag", "value", "remedy"),
     [
         ("block_size", 24, "power of two"),
-        ("block_size", 512, "power of two up to 256"),
+        ("block_size", 1024, "power of two up to 512"),
         ("max_num_seqs", 0, "at least 1"),
         ("num_kv_blocks", 0, "at least 1"),
         ("gpu_memory_utilization", 0.0, "above 0 and at most 1"),
