@@ -15,6 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for action, summary in (
         ("role", "give it another role; what is under way goes on"),
         ("drain", "let it take nothing new, and move what it has to others"),
+        ("retire", "drain it, and let Ray Serve put a new one in its place"),
         ("resume", "let it take requests again"),
         ("stats", "print what it counts"),
     ):
@@ -34,7 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
     elif arguments.action == "role":
         tell(f"{arguments.name} was {answer}, and is {arguments.role} now")
     else:
-        does = "drains" if arguments.action == "drain" else "takes requests"
+        does = "takes requests" if arguments.action == "resume" else "drains"
         tell(f"{arguments.name} {does}; it has {answer} requests under way")
     return 0
 
@@ -45,5 +46,7 @@ def _question(arguments: argparse.Namespace) -> tuple[str, object]:
             return "set_role", arguments.role
         case "stats":
             return "stats", None
+        case "retire":
+            return "retire", None
         case action:
             return "drain", action == "drain"

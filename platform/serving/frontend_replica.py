@@ -21,10 +21,13 @@ from stafette.platform.serving.directory_discovery import DirectoryDiscovery, op
 from stafette.platform.serving.loop_thread import LoopThread
 from stafette.platform.serving.membership import Discovery, Membership
 from stafette.platform.serving.node import node_host
+from stafette.platform.serving.overview import overview
 from stafette.platform.serving.serve_discovery import ServeDiscovery
 from stafette.platform.serving.serve_ingress import Forwarder
 
 _log = logging.getLogger(__name__)
+
+_ASK_S = 10.0  # for a worker to answer
 
 
 class FrontendReplica:
@@ -49,6 +52,13 @@ class FrontendReplica:
 
     def url(self) -> str:
         return address(self._config.frontend, self._listener)
+
+    async def workers(self) -> list[dict[str, Any]]:
+        return await self._loop.run(self._overview())
+
+    async def ask_worker(self, name: str, operation: str, payload: object = None) -> object:
+        """Ask a worker what it must be asked by somebody who has the cluster's token."""
+        return await self._loop.run(self._ask(name, operation, payload))
 
     def __serve_build_asgi_app__(self) -> Forwarder:
         """Return what Serve's proxies talk to, where they are the ingress."""
@@ -93,6 +103,12 @@ class FrontendReplica:
             if length is None:
                 await front.fleet.changed.wait()
         return Served.of(api_settings(config.frontend), config.model, front.tokenizer, length)
+
+    async def _overview(self) -> list[dict[str, Any]]:
+        return overview(self._front.fleet)
+
+    async def _ask(self, name: str, operation: str, payload: object) -> object:
+        return await self._front.fleet.client(name).ask(operation, payload, _ASK_S)
 
     async def _end(self) -> None:
         self._server.stop()

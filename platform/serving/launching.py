@@ -6,7 +6,7 @@ Says on a terminal how far it is, and in one line what stands in the way.
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -22,6 +22,7 @@ from stafette.platform.app import FRONTEND, application, deployment_name
 from stafette.platform.config import Config
 from stafette.platform.frontend.errors import InvalidSetting
 from stafette.platform.frontend.server import listen
+from stafette.platform.serving.shrinking import Tell, retire_surplus
 from stafette.workers.errors import EngineDead
 from stafette.workers.weights.opening import resolve
 
@@ -30,9 +31,8 @@ _LOOPBACK = "127.0.0.1"
 _POLL_S = 0.3  # of what costs Serve tens of milliseconds to tell
 _OBJECT_STORE_BYTES = 100 << 20  # no token and no block passes it
 _READ_TIMEOUT_S = 30.0
+_SICK_S = 20.0
 _MORE_TO_END_S = 30.0  # than what is under way may take: processes close, Serve looks
-
-Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +85,7 @@ def deploy(config: Config, tell: Tell) -> str:
         serve.start(http_options={"host": config.frontend.host, "port": config.frontend.port})
     else:
         serve.start(proxy_location="Disabled")
+    retire_surplus(config, tell)
     target = serve.RunTarget(
         application(config), config.name, route_prefix="/" if behind_serve else None
     )
@@ -151,7 +152,7 @@ def _running_cluster() -> str | None:
 
 def _await_running(config: Config, tell: Tell) -> None:
     ready: dict[str, int] = {}
-    began = time.monotonic()
+    began, sick = time.monotonic(), _Sickness()
     while time.monotonic() - began < config.start_timeout_s:
         status = serve.status().applications.get(config.name)
         if status is not None:
@@ -160,11 +161,26 @@ def _await_running(config: Config, tell: Tell) -> None:
             )
             if status.status == ApplicationStatus.RUNNING:
                 return
-            if status.status in (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY):
+            if status.status == ApplicationStatus.DEPLOY_FAILED or sick.lasts(status):
                 raise EngineDead("application", config.name, _reason(status))
         time.sleep(_POLL_S)
     remedy = f"not ready after {config.start_timeout_s:g} s: `ray status` tells what it waits for"
     raise EngineDead("application", config.name, f"{remedy}; or raise start_timeout_s")
+
+
+class _Sickness:
+    """A replica that is replaced makes its deployment unhealthy for a moment: that is no end."""
+
+    def __init__(self) -> None:
+        self._since: float | None = None
+
+    def lasts(self, status: ApplicationStatusOverview) -> bool:
+        if status.status != ApplicationStatus.UNHEALTHY:
+            self._since = None
+            return False
+        if self._since is None:
+            self._since = time.monotonic()
+        return time.monotonic() - self._since > _SICK_S
 
 
 def _tell_news(

@@ -154,6 +154,7 @@ class EngineWorker(Standing):
             "add_peer": self._add_peer,
             "set_role": self._set_role,
             "drain": self._drain,
+            "retire": self._retire,
             "give_up": self._give_up,
             "stats": self._stats,
             "reset_prefix_cache": self._reset_prefix_cache,

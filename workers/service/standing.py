@@ -18,6 +18,7 @@ class Standing(Served):
     def __init__(self, role: Role) -> None:
         self.role: Role = role
         self.on_change: Callable[[], None] = lambda: None  # the server's
+        self.retiring = False  # when it is empty, whoever keeps the process ends it
         self._leaving = asyncio.Event()
 
     @property
@@ -35,6 +36,7 @@ class Standing(Served):
             self._leaving.set()
         else:
             self._leaving.clear()
+            self.retiring = False
         self.on_change()
 
     async def told_to_leave(self) -> None:
@@ -52,6 +54,12 @@ class Standing(Served):
         before, self.role = self.role, payload  # type: ignore[assignment]
         self.on_change()
         return before
+
+    async def _retire(self, payload: object) -> object:
+        """Drain, and then be ended, to be replaced or not."""
+        self.retiring = True
+        self.drain()
+        return self.num_running
 
     async def _drain(self, payload: object) -> object:
         """False takes it back, as long as this worker has not ended."""
