@@ -9,7 +9,8 @@ import yaml
 
 from stafette.platform.frontend.errors import InvalidSetting
 from stafette.platform.planner.config import SloConfig
-from stafette.platform.profiling.recommending import Candidate, Load
+from stafette.platform.profiling.points import FEATURES
+from stafette.platform.profiling.recommending import Candidate, Engine, Load
 
 _CPUS_A_WORKER = 4  # beside its device: tokens, sockets, Ray
 _ROOM = 2  # for requests longer than the usual one, as a multiple of it
@@ -44,6 +45,7 @@ def fleet(candidate: Candidate, load: Load, slo: SloConfig, subject: Subject) ->
             name: {"replicas": replicas, **worker, "engine": _own_flags(candidate)}
             for name, replicas in _pools(candidate).items()
         },
+        "router": {"priors": {name: _prior(engine) for name in _pools(candidate)}},
         "planner": {"slo": {"ttft_ms": slo.ttft_ms, "itl_ms": slo.itl_ms}},
     }
 
@@ -71,3 +73,10 @@ def _own_flags(candidate: Candidate) -> dict[str, int]:
         "max_num_seqs": engine.max_num_seqs,
         "max_num_batched_tokens": engine.max_num_batched_tokens,
     }
+
+
+def _prior(engine: Engine) -> dict[str, float]:
+    """Return what the router may believe of such workers before they work."""
+    speed = engine.profile
+    known: dict[str, float] = {name: float(f"{getattr(speed, name):.4g}") for name in FEATURES[:5]}
+    return known | {"max_num_batched_tokens": engine.max_num_batched_tokens}

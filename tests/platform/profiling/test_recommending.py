@@ -201,6 +201,8 @@ def test_a_measured_profile_stands_for_model_and_hardware(tmp_path, capsys):
     assert status == 0
     config = load(out, environment={}).config
     assert config.model == "smollm2"
+    for prior in config.router.priors.values():  # the router begins with what was measured
+        assert prior.prefill_ms(1000) == pytest.approx(110.0, rel=1e-3)
     assert {(pool.num_cpus, pool.num_gpus) for pool in config.pools.values()} == {(2, 0)}
 
 
