@@ -80,16 +80,21 @@ def _engines(arguments: argparse.Namespace) -> list[Engine]:
         document = read_document(arguments.profile)
         if not document.points:
             raise InvalidSetting("--profile", str(arguments.profile), "holds no points: measure it")
-        tensor_parallel = int(document.subject.get("tensor_parallel_size", 1))
-        limits = _known_limits(document, arguments)
-        measured = replace(document, limits=limits)
-        return engines_of(
-            measured, tensor_parallel, [limits.max_num_batched_tokens], limits.max_num_seqs
-        )
+        return _measured(document, arguments)
     for flag in ("model", "hardware"):
         if getattr(arguments, flag) is None:
             raise InvalidSetting(f"--{flag}", None, "is needed, or --profile FILE")
     return _estimated(arguments)
+
+
+def _measured(document: Document, arguments: argparse.Namespace) -> list[Engine]:
+    tensor_parallel = document.subject.get("tensor_parallel_size", 1)
+    if not isinstance(tensor_parallel, int) or tensor_parallel < 1:
+        remedy = "must be a whole number of at least 1"
+        raise InvalidSetting("profile.subject.tensor_parallel_size", tensor_parallel, remedy)
+    limits = _known_limits(document, arguments)
+    known = replace(document, limits=limits)
+    return engines_of(known, tensor_parallel, [limits.max_num_batched_tokens], limits.max_num_seqs)
 
 
 def _known_limits(document: Document, arguments: argparse.Namespace) -> Limits:

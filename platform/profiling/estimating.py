@@ -39,7 +39,8 @@ class Worker:
         for name in ("tensor_parallel", "max_num_batched_tokens", "max_num_seqs", "max_model_len"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise InvalidSetting(f"--{name.replace('_', '-')}", value, "must be at least 1")
+                flag = "--tp" if name == "tensor_parallel" else f"--{name.replace('_', '-')}"
+                raise InvalidSetting(flag, value, "must be at least 1")
 
 
 def estimate(worker: Worker) -> Document:
