@@ -258,13 +258,14 @@ class Dispatch:
 
     def _ran(self, stretch: Stretch) -> None:
         """Several steps brought a token each to the same sequences."""
+        courses = []
         for name, tokens in zip(stretch.request_ids, stretch.token_ids, strict=True):
             leg = self.legs.get(name)
             if leg is not None:
-                course = leg.course
-                course.tokens += tokens
-                self._router.progress(name, len(course.tokens))
-                self._tally.ran(course, stretch)
+                leg.course.tokens += tokens
+                self._router.progress(name, len(leg.course.tokens))
+                courses.append(leg.course)
+        self._tally.ran(courses, stretch)
 
     def _first(self, leg: Leg, cached: int) -> None:
         leg.waits_for_first = False

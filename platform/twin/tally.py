@@ -4,6 +4,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from stafette.platform.planner.config import SloConfig
 from stafette.platform.twin.courses import Course
 from stafette.platform.twin.gaps import Gaps
@@ -80,15 +82,17 @@ class Tally:
             self.gaps.add((now - course.last_s) / count)
         course.last_s = now
 
-    def ran(self, course: Course, stretch: Stretch) -> None:
-        """Tokens have come, one with each step of a stretch."""
+    def ran(self, courses: list[Course], stretch: Stretch) -> None:
+        """Tokens have come to each of them, one with each step of a stretch."""
         ends, count = stretch.ends_s, len(stretch.ends_s)
-        self.output_tokens += count
-        self._window.output_tokens += count
-        self.gaps.add(float(ends[0]) - course.last_s)
+        self.output_tokens += count * len(courses)
+        self._window.output_tokens += count * len(courses)
+        first, last = float(ends[0]), float(ends[-1])
+        for course in courses:
+            self.gaps.add(first - course.last_s)
+            course.last_s = last
         if count > 1:
-            self.gaps.add_all(stretch.gaps_s, 1)
-        course.last_s = float(ends[-1])
+            self.gaps.add_all(np.diff(ends), len(courses))
 
     def done(self, course: Course, now: float) -> None:
         count = len(course.tokens)

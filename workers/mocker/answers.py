@@ -6,6 +6,7 @@ at another worker goes on as it would have here.
 
 import math
 from collections import deque
+from collections.abc import Sequence
 from hashlib import blake2b
 
 import numpy as np
@@ -22,6 +23,7 @@ _NEVER = 1 << 62
 _WORD = (1 << 64) - 1
 _STEP = 0x9E3779B97F4A7C15  # 2^64 over the golden ratio: consecutive multiples are far apart
 _MIX = 0xBF58476D1CE4E5B9
+_WIDE_STEP, _WIDE_MIX, _HALF = np.uint64(_STEP), np.uint64(_MIX), np.uint64(32)
 _WORD_BYTES = 4
 _KEPT = 16  # steps of which the time is told
 
@@ -91,16 +93,17 @@ class MockDevice:
         left = answer.end - (length - answer.num_prompt)
         return left if left >= 0 else _NEVER
 
-    def tokens(self, seq_id: int, length: int, count: int) -> list[int]:
-        """Return the tokens that follow so many of prompt and answer; none of them ends it."""
-        answer = self._answers[seq_id]
-        first = length - answer.num_prompt
-        places = np.arange(first, first + count, dtype=np.uint64)
-        mixed = (np.uint64(answer.seed) + places * np.uint64(_STEP)) * np.uint64(_MIX)
-        tokens = (mixed >> np.uint64(32)) % np.uint64(self._num_plain)
+    def tokens(self, seqs: Sequence[tuple[int, int]], count: int) -> list[list[int]]:
+        """Return so many tokens of each (sequence, length so far); none of them ends an answer."""
+        answers = [(self._answers[seq_id], length) for seq_id, length in seqs]
+        seeds = np.array([answer.seed for answer, _ in answers], np.uint64)
+        firsts = np.array([length - answer.num_prompt for answer, length in answers], np.uint64)
+        places = firsts[:, None] + np.arange(count, dtype=np.uint64)
+        mixed = (seeds[:, None] + places * _WIDE_STEP) * _WIDE_MIX
+        tokens = (mixed >> _HALF) % np.uint64(self._num_plain)
         for end in self._ends:
             tokens += tokens >= end
-        found: list[int] = tokens.tolist()
+        found: list[list[int]] = tokens.tolist()
         return found
 
     def token(self, seq_id: int, length: int) -> int:

@@ -437,7 +437,7 @@ class Mocker:
         if count > glide.num_settled:
             assert self._on_stretch is not None, "else nobody glides"
             stretch, seconds = glide.settle(count, self._tell_as_of)
-            self._steps.record_all(len(stretch.seq_ids), seconds.tolist())
+            self._steps.record_all(len(stretch.seq_ids), seconds)
             names = [self._by_seq[seq_id].request.request_id for seq_id in stretch.seq_ids]
             self._on_stretch(replace(stretch, request_ids=names))
 

@@ -9,7 +9,6 @@ times are exactly those of one step after the other.
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +24,7 @@ _MOST_STEPS = 1_024
 Floats = npt.NDArray[np.float64]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Stretch:
     """Steps that brought one token each to the same requests."""
 
@@ -33,11 +32,6 @@ class Stretch:
     token_ids: list[list[int]]  # by sequence, in the order of the steps
     ends_s: Floats  # of the steps
     request_ids: list[str] = field(default_factory=list)  # of the sequences
-
-    @cached_property
-    def gaps_s(self) -> Floats:
-        """Return the times between their ends."""
-        return np.diff(self.ends_s)
 
 
 @dataclass(slots=True)
@@ -148,7 +142,7 @@ class Glide:
         Return what they brought, by sequence, and how long each took.
         """
         before, self.num_settled = self.num_settled, count
-        tokens = [self._lengthen(stand, before, count) for stand in self._stands]
+        tokens = self._lengthen(before, count)
         self._do_block_work(before, count, tell)
         self._scheduler.book_ahead(count - before, num_settled=count - before)
         ids = [stand.seq.seq_id for stand in self._stands]
@@ -174,12 +168,13 @@ class Glide:
         output = StepOutput(batch.step, sampled, seconds=float(self._seconds[number]))
         return Flight(batch, output, float(self._ends[number]))
 
-    def _lengthen(self, stand: _Stand, before: int, count: int) -> list[int]:
-        seq = stand.seq
-        tokens = self._device.tokens(seq.seq_id, stand.length + before, count - before)
-        seq.token_ids += tokens
-        seq.num_computed += count - before
-        return tokens
+    def _lengthen(self, before: int, count: int) -> list[list[int]]:
+        ends = [(stand.seq.seq_id, stand.length + before) for stand in self._stands]
+        added = self._device.tokens(ends, count - before)
+        for stand, tokens in zip(self._stands, added, strict=True):
+            stand.seq.token_ids += tokens
+            stand.seq.num_computed += count - before
+        return added
 
     def _do_block_work(self, before: int, count: int, tell: Callable[[float], None]) -> None:
         """Publish full blocks and take new ones, in the order in which single steps would."""

@@ -1,0 +1,1 @@
+"""The digital twin: how fast it simulates."""
