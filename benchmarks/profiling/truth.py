@@ -159,7 +159,7 @@ async def calibrate(
     if who.startswith("real"):
         step_ms = step_beside_ms(found, await asyncio.to_thread(twin.foretell, idle))
         speed = twin.setup.speed
-        speed = replace(speed, step_ms=speed.step_ms + step_ms)
+        speed = replace(speed, step_ms=max(0.0, speed.step_ms + step_ms))
         twin = replace(twin, setup=replace(twin.setup, speed=speed))
         report.figure(f"{who}: a step beside the profile's, idle, ms", step_ms)
     first_ms = first_beside_ms(found, await asyncio.to_thread(twin.foretell, idle))

@@ -31,6 +31,7 @@ def draw_profile(document: Document, folder: Path, stem: str) -> list[Path]:
                 fitted = [predict_ms(terms, point) for _, point in own]
                 axes.plot(xs, fitted, "-", color=dots[0].get_color(), linewidth=1)
             axes.set_xscale("log", base=2)
+            axes.xaxis.set_major_formatter("{x:,.0f}")
             axes.set(title=_title(document, name), xlabel=label, ylabel="ms", ylim=(0, None))
             axes.legend(fontsize=8)
         drawn.append(folder / f"{stem}-{name}.png")
