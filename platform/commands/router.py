@@ -129,13 +129,14 @@ def _serve(arguments: argparse.Namespace) -> int:
 
 async def _run(config: RouterServiceConfig, hidden: Secrets) -> None:
     from stafette.router.service.app import RouterApp
-    from stafette.router.service.server import Server, listen, url_of
+    from stafette.router.service.listening import open_listener, url_of
+    from stafette.router.service.server import Server
     from stafette.router.service.service import RouterService
 
-    with listen(config.service) as listener:
+    with open_listener(config.service.host, config.service.port) as listener:
         service = RouterService(config, hidden)
         server = Server(RouterApp(service, hidden.token))
-        url = url_of(config.service, listener)
+        url = url_of(listener, config.service.tls_certfile is not None)
         gossip = f", heard at {service.gossip.address}" if service.gossip else ""
         await _until_told(server, listener, f"stafette: router ready at {url}{gossip}")
 

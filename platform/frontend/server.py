@@ -14,39 +14,24 @@ from stafette.platform.frontend.app import Frontend
 from stafette.platform.frontend.config import FrontendConfig
 from stafette.platform.frontend.errors import InvalidSetting
 from stafette.platform.frontend.gathering import GatheringProtocol
+from stafette.router.errors import InvalidValue
+from stafette.router.service.listening import open_listener, url_of
 
-_BACKLOG = 2048
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _POLL_S = 0.01
 
 
 def listen(config: FrontendConfig, shared: bool = False) -> socket.socket:
-    """Return a socket that listens; InvalidSetting when the address cannot be had.
-
-    `shared`: with other processes of this host that say so too; each gets a part of what comes.
-    """
-    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
-    # The protocol is named, or asyncio would not turn Nagle's algorithm off on its connections.
-    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    """Return a socket that listens; `shared` with other processes of this host that say so too."""
     try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if shared:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        listener.bind((config.host, config.port))
-        listener.listen(_BACKLOG)
-    except OSError as error:
-        listener.close()
-        where = f"{config.host}:{config.port}"
-        remedy = f"cannot listen there: {error.strerror}; choose another host or port"
-        raise InvalidSetting("port", where, remedy) from None
-    return listener
+        return open_listener(config.host, config.port, shared)
+    except InvalidValue as error:
+        raise InvalidSetting(error.field, error.value, error.remedy) from None
 
 
 def address(config: FrontendConfig, listener: socket.socket) -> str:
     """Return the URL at which the API is."""
-    scheme = "https" if config.tls_certfile else "http"
-    host, port = listener.getsockname()[:2]
-    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+    return url_of(listener, config.tls_certfile is not None)
 
 
 class Server:

@@ -12,33 +12,9 @@ from stafette.router.service.app import RouterApp
 from stafette.router.service.config import ServiceConfig
 from stafette.router.service.http_server import HttpConnection
 
-_BACKLOG = 2_048
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _LOOK_S = 1.0  # how often connections are looked at, at most
 _HANDSHAKE_S = 10.0
-
-
-def listen(config: ServiceConfig) -> socket.socket:
-    """Return a socket that listens; InvalidValue when the address cannot be had."""
-    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
-    # The protocol is named, or asyncio would not turn Nagle's algorithm off on its connections.
-    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((config.host, config.port))
-        listener.listen(_BACKLOG)
-    except OSError as error:
-        listener.close()
-        where = f"{config.host}:{config.port}"
-        remedy = f"cannot listen there: {error.strerror}; choose another host or port"
-        raise InvalidValue("port", where, remedy) from None
-    return listener
-
-
-def url_of(config: ServiceConfig, listener: socket.socket) -> str:
-    scheme = "https" if config.tls_certfile else "http"
-    host, port = listener.getsockname()[:2]
-    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 class Server:

@@ -20,8 +20,9 @@ import pytest
 from stafette.router.service.app import RouterApp
 from stafette.router.service.client import RouterClient
 from stafette.router.service.config import RouterServiceConfig, Secrets
+from stafette.router.service.listening import open_listener, url_of
 from stafette.router.service.reading import read_as
-from stafette.router.service.server import Server, listen, url_of
+from stafette.router.service.server import Server
 from stafette.router.service.service import RouterService
 
 PATIENCE_S = 30.0
@@ -133,12 +134,12 @@ async def serving(token=None, clock=time.monotonic, key=KEY, **options) -> Async
     settings = {"service": {"port": 0} | options.pop("service", {}), **options}
     config = read_as(RouterServiceConfig, settings)
     service = RouterService(config, Secrets(key=key.encode(), token=token), clock)
-    with listen(config.service) as listener:
+    with open_listener(config.service.host, config.service.port) as listener:
         server = Server(RouterApp(service, token))
         ready = asyncio.Event()
         running = asyncio.create_task(server.run(listener, ready.set))
         await ready.wait()
-        url = url_of(config.service, listener)
+        url = url_of(listener, config.service.tls_certfile is not None)
         served = Served(service, server, url, RouterClient(url, token), token)
         try:
             yield served
