@@ -29,6 +29,13 @@ def retire_surplus(config: Config, tell: Tell) -> None:
     running = _running(config)
     if not running.get(FRONTEND):
         return
+    try:
+        _retire_surplus(config, running, tell)
+    except TimeoutError:
+        tell("no frontend answers: Serve chooses who leaves")
+
+
+def _retire_surplus(config: Config, running: Mapping[str, int], tell: Tell) -> None:
     frontend = serve.get_deployment_handle(FRONTEND, config.name)
     for name, pool in config.pools.items():
         surplus = running.get(deployment_name(name), 0) - pool.replicas
