@@ -3,6 +3,7 @@
 import argparse
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 from stafette.platform.commands.telling import tell
 from stafette.platform.frontend.errors import InvalidSetting
@@ -20,6 +21,7 @@ from stafette.platform.profiling.recommending import (
     dollars_per_million,
     engines_of,
 )
+from stafette.workers.config import DType
 
 _TENSOR_PARALLEL = (1, 2, 4, 8)
 _BUDGETS = (512, 1024, 2048, 4096, 8192, 16_384)
@@ -223,6 +225,9 @@ def _subject(arguments: argparse.Namespace) -> Subject:
         model = arguments.model or str(told.get("model"))
         known = {"num_cpus": threads} if isinstance(threads, int) else {}
         return Subject(model, arguments.dtype, on_gpu=told.get("device") != "cpu", **known)
+    if arguments.dtype not in (None, *get_args(DType)):
+        remedy = "can be estimated, but no engine here runs it: leave out --out"
+        raise InvalidSetting("--dtype", arguments.dtype, remedy)
     path = Path(arguments.model)
     model = str(path.parent) if path.suffix == ".json" else arguments.model
     return Subject(model, arguments.dtype, on_gpu=arguments.hardware.lower() != "cpu")

@@ -210,6 +210,10 @@ def test_a_measured_profile_stands_for_model_and_hardware(tmp_path, capsys):
     ("arguments", "message"),
     [
         ([*H200, "--gpus", "0"], "--gpus = 0: must be at least 1"),
+        (
+            [*H200, "--gpus", "8", "--tp", "4", "--dtype", "fp8", "--out", "fleet.yaml"],
+            "--dtype = 'fp8': can be estimated, but no engine here runs it",
+        ),
         ([*H200, "--gpus", "1", "--price", "-1"], "--price = -1.0: must be above 0"),
         (["--isl", "1", "--osl", "1", "--gpus", "1"], "--model = None: is needed"),
     ],
