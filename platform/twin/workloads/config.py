@@ -197,6 +197,6 @@ class WorkloadConfig:
         given = [name for name in kinds if getattr(self, name) is not None]
         if len(given) != 1:
             told = " and ".join(given) or None
-            raise InvalidSetting("workload", told, f"must hold exactly one of {', '.join(kinds)}")
+            raise InvalidSetting("kind", told, f"must be exactly one of {', '.join(kinds)}")
         if self.shift is not None and given[0] in ("trace", "sessions", "agents"):
             raise InvalidSetting("shift", "...", f"does not go with {given[0]}: leave it out")
