@@ -16,6 +16,7 @@ from stafette.kvtransfer.agent_config import AgentConfig
 from stafette.kvtransfer.connectors.p2p.config import P2pConfig
 from stafette.kvtransfer.directory.config import DirectoryConfig
 from stafette.kvtransfer.directory.etcd.config import EtcdConfig
+from stafette.kvtransfer.tiers.config import TiersConfig
 from stafette.platform.config_reading import Part, PartOf, Reader, Wrong
 from stafette.platform.config_sources import (
     Settings,
@@ -51,6 +52,7 @@ _OF_WORKERS = (
     "service",
     "transfer",
     "p2p",
+    "tiers",
     "discovery",
 )
 _OF_FRONTENDS = (
@@ -166,6 +168,7 @@ class Config:
     service: Annotated[Part[ServiceConfig], _SERVICE] = _SERVICE.empty()
     transfer: Annotated[Part[AgentConfig], _TRANSFER] = _TRANSFER.empty()
     p2p: P2pConfig = P2pConfig()
+    tiers: TiersConfig | None = None  # of each worker; a disk's folder is shared by those of a host
     discovery: DiscoveryConfig = DiscoveryConfig()
     planner: PlannerConfig = PlannerConfig()
 
@@ -235,6 +238,9 @@ class Config:
         except ConfigError as error:
             where = f"pools.{name}.engine.{error.field}"
             raise InvalidSetting(where, error.value, error.remedy) from None
+        if self.tiers is not None and ranks > 1:
+            remedy = "must be 1 where there are tiers: they hold the blocks of one rank"
+            raise InvalidSetting(f"pools.{name}.engine.tensor_parallel_size", ranks, remedy)
         if pool.num_gpus and ranks > 1 and pool.num_gpus != ranks:
             remedy = f"must be {ranks}: each rank of tensor_parallel_size has a GPU of its own"
             raise InvalidSetting(f"pools.{name}.num_gpus", pool.num_gpus, remedy)

@@ -21,6 +21,7 @@ from typing import Any
 
 from stafette.kvtransfer.agent_config import AgentConfig
 from stafette.kvtransfer.connectors.p2p.config import P2pConfig
+from stafette.kvtransfer.tiers.config import HostConfig, TiersConfig
 from stafette.workers.config import EngineConfig
 from stafette.workers.request import OutputDelta, Request
 from stafette.workers.sampling.params import SamplingParams
@@ -77,6 +78,7 @@ async def work(told: dict[str, Any]) -> bool:
         agent=AgentConfig(name=told["name"], token=token),
         p2p=P2pConfig(**told.get("p2p", {})),
         loras=told.get("loras", {}),
+        tiers=_tiers(told.get("host_blocks", 0)),
     )
     worker = await SlowWorker.start(config)
     assert isinstance(worker, SlowWorker)
@@ -85,6 +87,12 @@ async def work(told: dict[str, Any]) -> bool:
     server = await WorkerServer.start(worker, service)
     tell({"name": worker.name, "pid": os.getpid(), "address": server.address})
     return await live(worker, server, DrainConfig(**told.get("drain", {})))
+
+
+def _tiers(host_blocks: int) -> TiersConfig | None:
+    if not host_blocks:
+        return None
+    return TiersConfig(host=HostConfig(num_blocks=host_blocks), save_on_close=False)
 
 
 async def front(told: dict[str, Any]) -> bool:

@@ -52,6 +52,7 @@ def worker_config(config: Config, pool: str, name: str, host: str) -> WorkerConf
         events=PublisherConfig(address=loopback, replay_address=loopback, key=config.token),
         worker_class=config.pools[pool].worker_class or pool,
         loras=config.lora_modules,
+        tiers=config.tiers,
     )
 
 

@@ -4,6 +4,7 @@ keeps it alive, and tells frontends its address.
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 
 from ray import serve
 
@@ -14,8 +15,9 @@ from stafette.platform.serving.assembly import service_config, worker_config
 from stafette.platform.serving.directory_discovery import open_workers_directory, publish_worker
 from stafette.platform.serving.loop_thread import LoopThread
 from stafette.platform.serving.node import node_host
+from stafette.platform.serving.tier_folder import TierFolder
 from stafette.workers.errors import EngineDead
-from stafette.workers.service.engine_worker import EngineWorker
+from stafette.workers.service.engine_worker import EngineWorker, WorkerConfig
 from stafette.workers.service.life import DrainConfig, leave
 from stafette.workers.service.server import WorkerServer
 
@@ -28,6 +30,7 @@ class WorkerReplica:
         self._name = f"{pool}-{serve.get_replica_context().replica_id.unique_id}"
         logs.set_up(config.log_level, self._name)
         self._host = node_host(config)
+        self._folder: TierFolder | None = None
         self._loop = LoopThread("stafette-worker")
         try:
             self._loop.submit(self._start()).result()
@@ -53,12 +56,21 @@ class WorkerReplica:
 
     async def _start(self) -> None:
         config = worker_config(self._config, self._pool, self._name, self._host)
+        config = self._with_folder(config)
         self._worker = await EngineWorker.start(config)
         self._server = await WorkerServer.start(
             self._worker, service_config(self._config, self._host)
         )
         self._directory = self._publish()
         _log.info("worker %s serves at %s", self._name, self._server.address)
+
+    def _with_folder(self, config: WorkerConfig) -> WorkerConfig:
+        """Give the disk tier a folder that no other worker of this host has."""
+        if config.tiers is None or config.tiers.disk is None:
+            return config
+        self._folder = TierFolder(config.tiers.disk.folder, self._pool)
+        disk = replace(config.tiers.disk, folder=self._folder.path)
+        return replace(config, tiers=replace(config.tiers, disk=disk))
 
     def _publish(self) -> Directory | None:
         if self._config.discovery.backend != "etcd":
@@ -78,3 +90,5 @@ class WorkerReplica:
         await leave(self._worker, self._server, DrainConfig(deadline_s=timeout_s))
         await self._server.stop()
         await self._worker.close()
+        if self._folder is not None:
+            self._folder.close()

@@ -89,6 +89,8 @@ def test_the_command_line_wins_over_the_environment_and_that_over_the_file(fleet
             "pools.decode={num_gpus: 1, engine: {tensor_parallel_size: 2}}",
             "num_gpus = 1.0: must be 2",
         ),
+        ("tiers={host: {num_blocks: 9, policy: best}}", "tiers.host.policy = 'best': must be"),
+        ("tiers={host: {}}", "exactly one of the two must be above 0"),
         ("lora_modules={smollm2: /a}", "lora_modules = 'smollm2': is the model's own name"),
         ("frontend.port=99999", "frontend.port = 99999: must be at most 65535"),
         ("frontend.replicas=0", "frontend.replicas = 0: must be at least 1"),
@@ -254,3 +256,16 @@ def test_every_engine_has_room_for_the_adapters(fleet):
     assert (flags.enable_lora, flags.max_loras) == (True, 2)
     assert config.for_workers("decode").lora_modules == config.lora_modules
     assert read(fleet, loras, "engine.max_loras=5").config.engine_flags("decode").max_loras == 5
+
+
+def test_workers_are_told_of_their_tiers_and_frontends_are_not(fleet):
+    given = "tiers={host: {capacity_bytes: 1000000}, disk: {folder: /kv, num_blocks: 9}}"
+
+    config = read(fleet, given).config
+
+    assert config.for_workers("decode").tiers == config.tiers
+    assert (config.tiers.host.capacity_bytes, config.tiers.disk.folder) == (1_000_000, Path("/kv"))
+    assert config.for_frontends().tiers is None
+    ranks = "pools.decode.engine.tensor_parallel_size=2"
+    with pytest.raises(InvalidSetting, match="must be 1 where there are tiers"):
+        read(fleet, given, ranks)

@@ -10,17 +10,22 @@ from dataclasses import dataclass, field, replace
 from stafette.kvtransfer.agent import Agent
 from stafette.kvtransfer.agent_config import AgentConfig
 from stafette.kvtransfer.blocks import BlockHasher
+from stafette.kvtransfer.connectors.connector import KvConnector
+from stafette.kvtransfer.connectors.multi import MultiConnector
 from stafette.kvtransfer.connectors.p2p.config import P2pConfig
 from stafette.kvtransfer.connectors.p2p.connector import P2pConnector
 from stafette.kvtransfer.connectors.p2p.messages import Take
+from stafette.kvtransfer.connectors.tiered import TieredConfig, TieredConnector
 from stafette.kvtransfer.control.host import host_id
 from stafette.kvtransfer.errors import KvTransferError
 from stafette.kvtransfer.event_stream.publisher import EventPublisher, PublisherConfig
+from stafette.kvtransfer.tiers.config import TiersConfig
 from stafette.workers.async_engine import AsyncEngine
 from stafette.workers.building import build_engine
 from stafette.workers.config import EngineConfig
 from stafette.workers.errors import ConfigError, RequestError
 from stafette.workers.handover.handover import Handover
+from stafette.workers.handover.tensor_blocks import device_blocks
 from stafette.workers.request import OutputDelta, Request
 from stafette.workers.sampling.params import SamplingParams
 from stafette.workers.service.frames import Order
@@ -43,6 +48,7 @@ class WorkerConfig:
     events: PublisherConfig = field(default_factory=PublisherConfig)
     worker_class: str = ""  # those of one class are equally fast
     loras: Mapping[str, str] = field(default_factory=dict)  # PEFT adapters: their folders by name
+    tiers: TiersConfig | None = None  # below the pool: host memory, and disk
 
     def __post_init__(self) -> None:
         if self.role not in ROLES:
@@ -79,7 +85,7 @@ class EngineWorker(Standing):
         engine = AsyncEngine(core, asyncio.get_running_loop())
         agent = Agent(config.agent)
         connector = P2pConnector(agent, config.p2p)
-        handover = await Handover.start(engine, connector)
+        handover = await Handover.start(engine, _with_tiers(connector, config.tiers))
         events = EventPublisher(core.kv_events, config.events)
         core.on_kv_events = events.send
         return cls(config, handover, connector, events)
@@ -224,3 +230,11 @@ class EngineWorker(Standing):
     async def _reset_prefix_cache(self, payload: object) -> object:
         await self._engine.call(lambda engine: engine.reset_prefix_cache())
         return None
+
+
+def _with_tiers(p2p: P2pConnector, tiers: TiersConfig | None) -> KvConnector:
+    """Return what brings blocks: the tiers of this worker first, for they are near."""
+    if tiers is None:
+        return p2p
+    tiered = TieredConnector(TieredConfig(tiers=tiers), make_device=device_blocks)
+    return MultiConnector((tiered, p2p))
