@@ -58,6 +58,9 @@ class Reader:
 
     def _dataclass(self, kind: type[T], data: object, keys: Keys) -> T:
         values = self._fields(kind, data, keys, ())
+        for each in fields(kind):  # type: ignore[arg-type]
+            if each.name not in values and default_of(each) is MISSING:
+                raise self._wrong((*keys, each.name), None, "must be given")
         try:
             return kind(**values)
         except Wrong as error:

@@ -90,6 +90,7 @@ def test_the_command_line_wins_over_the_environment_and_that_over_the_file(fleet
             "num_gpus = 1.0: must be 2",
         ),
         ("tiers={host: {num_blocks: 9, policy: best}}", "tiers.host.policy = 'best': must be"),
+        ("tiers={}", "tiers.host = None: must be given"),
         ("tiers={host: {}}", "exactly one of the two must be above 0"),
         ("lora_modules={smollm2: /a}", "lora_modules = 'smollm2': is the model's own name"),
         ("frontend.port=99999", "frontend.port = 99999: must be at most 65535"),
