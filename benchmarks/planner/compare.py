@@ -1,14 +1,15 @@
 """Six ways to size a fleet, side by side in the digital twin: promises kept, GPU-hours, changes.
 
     python benchmarks/planner/compare.py [--trace FILE] [--seeds N] [--jobs N] [--only NAME]
-                                         [--quick] [--json FILE]
+                                         [--runs FILE] [--quick] [--json FILE]
 
 FILE is in Mooncake's form; without it its two scenarios are left out. All policies see the same
-requests, the same workers and the same start-up time, and the medians of the seeds decide. Exit
-status 1 when a goal is missed.
+requests, the same workers and the same start-up time, and the medians of the seeds decide. What
+--runs has is not run again, and what was run is added to it. Exit status 1 when a goal is missed.
 """
 
 import argparse
+import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
@@ -31,6 +32,7 @@ def parse() -> argparse.Namespace:
     add("--seeds", type=int, default=3)
     add("--jobs", type=int, default=2, help="processes at a time (default: %(default)s)")
     add("--only", metavar="NAME", help="scenarios whose name holds this")
+    add("--runs", type=Path, metavar="FILE", help="JSON lines of what was run")
     add("--quick", action="store_true", help="one short scenario and one seed")
     add("--json", metavar="FILE")
     return parser.parse_args()
@@ -42,15 +44,27 @@ class Study:
         self.seeds = seeds
         self.figures: list[Figures] = []
 
-    def run(self, jobs: int) -> None:
+    def run(self, jobs: int, kept: Path | None) -> None:
+        """Run what is not in the file of those kept, and keep it there."""
+        if kept is not None and kept.exists():
+            self.figures = [Figures(**json.loads(line)) for line in kept.open()]
+        there = {(f.scenario, f.policy, f.seed) for f in self.figures}
         wanted = [
-            (s, p, n + 1) for n in range(self.seeds) for s in self.scenarios for p in POLICIES
+            (scenario, policy, seed)
+            for seed in range(1, self.seeds + 1)
+            for scenario in self.scenarios
+            for policy in POLICIES
+            if seed == 1 or scenario.workload.trace is None  # which is the same for every seed
+            if (scenario.name, policy, seed) not in there
         ]
-        wanted = [each for each in wanted if each[2] == 1 or each[0].workload.trace is None]
         with ProcessPoolExecutor(jobs) as pool:
             for done in as_completed([pool.submit(measure, *each) for each in wanted]):
                 self.figures.append(done.result())
-                print(asdict(self.figures[-1]), flush=True)
+                line = json.dumps(asdict(self.figures[-1]))
+                print(line, flush=True)
+                if kept is not None:
+                    with kept.open("a") as file:
+                        file.write(line + "\n")
 
     def of(self, scenario: str, policy: str, what: Callable[[Figures], float | None]) -> float:
         """Return the median of the seeds."""
@@ -107,7 +121,7 @@ def main() -> int:
     if arguments.quick:
         chosen = [s for s in chosen if s.name.startswith("step")] or chosen[:1]
     study, report = Study(chosen, 1 if arguments.quick else arguments.seeds), Report(TITLE)
-    study.run(arguments.jobs)
+    study.run(arguments.jobs, arguments.runs)
     tables(study, report)
     goals(study, report)
     report.figure("seeds", study.seeds)

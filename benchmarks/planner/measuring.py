@@ -64,10 +64,8 @@ def measure(scenario: Scenario, policy: str, seed: int) -> Figures:
         gpu_hours=results.all_gpu_hours,
         changes=sum(results.changes.values()),
         flips=sum(len(plan.flips) for plan in plans),
-        recovery_s=_recovery_s(results) if scenario.name.startswith("step") else None,
-        violation_s=_violation_s(results, scenario.mean_s)
-        if scenario.name.startswith("input")
-        else None,
+        recovery_s=_recovery_s(results) if stepped else None,
+        violation_s=_violation_s(results, scenario.mean_s) if shifted else None,
         took_s=time.process_time() - began,
     )
 

@@ -14,6 +14,7 @@ class Demand:
     dispersion: float = 1.0
     backlog_ms: float = 0.0
     least_decode: int = 1  # workers, for what runs already
+    local_ms: float = 0.0  # of prefilling that each request costs the worker that decodes it
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,8 +21,6 @@ from stafette.platform.planner.queueing import (
     waiting,
 )
 
-_MOST_WORKERS = 4_096
-
 
 @dataclass(frozen=True, slots=True)
 class _Mixture:
@@ -44,11 +42,11 @@ class Mixed:
     def __init__(self, promise: Promise) -> None:
         self._promise = promise
 
-    def fewest(self, demand: Demand) -> int | None:
-        """Return the fewest workers; None where steps with prompts are too long for any number."""
-        if not self.keeps(demand, _MOST_WORKERS):
+    def fewest(self, demand: Demand, most: int) -> int | None:
+        """Return the fewest workers; None where not even `most` keep the promise."""
+        if demand.least_decode > most or not self.keeps(demand, most):
             return None
-        return least(demand.least_decode, lambda n: self.keeps(demand, n), most=_MOST_WORKERS)
+        return least(demand.least_decode, lambda n: self.keeps(demand, n), most)
 
     def keeps(self, demand: Demand, workers: int) -> bool:
         slo = self._promise.slo

@@ -17,6 +17,7 @@ from stafette.platform.planner.checks import Checks
 from stafette.platform.planner.config import PlannerConfig
 from stafette.platform.planner.explaining import explain
 from stafette.platform.planner.live import LiveSeen
+from stafette.platform.planner.local_work import LocalWork
 from stafette.platform.planner.measured import Measured
 from stafette.platform.planner.observation import Observation
 from stafette.platform.planner.pins import Pins
@@ -54,6 +55,7 @@ class Planner:
         self._live = LiveSeen()
         self._measured = Measured(config.slo)
         self._startups = startups
+        self._local = LocalWork()
         self._replicas = Replicas(config, self.pools, self.beliefs, startups)
         self._releasing = Releasing()
         self._roles = Roles(self.beliefs.sizer) if self.beliefs.flippable else None
@@ -111,6 +113,7 @@ class Planner:
             shape=self._shape.shape(),
             live=self._live.see(seen.at, serving),
             kept=self._measured.kept(),
+            local_ms=self._local.see(seen, serving, self.beliefs.decode.performance),
             idle_s=seen.at - self.traffic.idle_since
             if self.traffic.idle_since is not None
             else 0.0,

@@ -49,6 +49,7 @@ class Promise:
             shape = demand.shape
             work = prefill_ms(self.prefill, shape.prompt_tokens, shape.cached_tokens)
             rate += demand.backlog_ms / max(float(work.mean()), 1e-9)
+        local = rate * demand.local_ms / 1e3 / workers if workers else 0.0
         return decoding(
             self.decode,
             demand.shape,
@@ -56,7 +57,7 @@ class Promise:
             demand.dispersion,
             workers,
             self.slo.itl_percentile,
-            stolen,
+            min(stolen + local, 1.0),
         )
 
     def lone_itl_ms(self, demand: Demand) -> float:

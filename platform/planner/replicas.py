@@ -10,9 +10,8 @@ from stafette.platform.planner.demand import Demand, Split
 from stafette.platform.planner.holding import Patience
 from stafette.platform.planner.plan import Violation
 from stafette.platform.planner.pool_spec import PoolSpec
-from stafette.platform.planner.roles import MOST_TOGETHER
 from stafette.platform.planner.situation import Situation
-from stafette.platform.planner.sizing import Sizer, Sizing
+from stafette.platform.planner.sizing import MOST_TOGETHER, Sizer, Sizing
 from stafette.platform.planner.startups import Startups
 from stafette.workers.service.standing import ROLES
 
@@ -100,12 +99,13 @@ class Replicas:
         least = now.live.least_decode(self._beliefs.decode, now.shape, self._config.slo)
         demand = replace(demand, least_decode=least)
         roles = {spec.role for spec in self._pools.values()}
-        together = sizer.together(demand) if self._beliefs.flippable or roles == {"both"} else None
-        if roles == {"both"} and not self._beliefs.flippable:
-            return together or sizer.apart(demand).merged()
+        if roles == {"both"}:
+            return sizer.together(demand) or sizer.apart(demand).merged()
+        few = MOST_TOGETHER
+        together = sizer.together(demand, few) if self._beliefs.flippable else None
         apart = sizer.apart(demand)
-        if together is not None and together.split.total <= MOST_TOGETHER:
-            return together if together.split.total < apart.split.total else apart
+        if together is not None and together.split.total < apart.split.total:
+            return together
         return apart
 
     def _backlog(self, now: Situation, sizer: Sizer) -> float:

@@ -10,15 +10,12 @@ from collections.abc import Sequence
 from stafette.platform.planner.demand import Demand, Split
 from stafette.platform.planner.observation import WorkerState
 from stafette.platform.planner.plan import RoleFlip
-from stafette.platform.planner.sizing import Sizer
+from stafette.platform.planner.sizing import MOST_TOGETHER, Sizer
 from stafette.workers.service.standing import ROLES, Role
 
 _BETTER = 0.8
 _HOPELESS = 1e6  # infinite is no worse than infinite
 _TURN_S = 60.0  # between two changes of all roles
-# Workers that do both pay where few must do all: one alone, or two. From three on, workers apart
-# are no more, and their answers do not wait for prompts.
-MOST_TOGETHER = 2
 _REST_S = 10.0  # a worker keeps a new role at least so long
 
 
@@ -65,14 +62,16 @@ class Roles:
 
     def _worth_it(self, there: Split, wanted: Split, demand: Demand) -> bool:
         """Return whether the change helps clearly; where nothing is good enough, it may not."""
-        if there.decode + there.both < demand.least_decode or self.sizer.keeps(demand, wanted):
+        if self._good_enough(wanted, demand):
             return True
         return self._misses(wanted, demand) < _BETTER * self._misses(there, demand)
 
     def _misses(self, split: Split, demand: Demand) -> float:
         """Return how many times the limit the worse of the two promises takes."""
         speeds, slo = self.sizer.speeds(demand, split), self.sizer.slo
-        return min(max(speeds.ttft_ms / slo.ttft_ms, speeds.itl_ms / slo.itl_ms), _HOPELESS)
+        full = demand.least_decode / max(split.decode + split.both, 1)
+        worst = max(speeds.ttft_ms / slo.ttft_ms, speeds.itl_ms / slo.itl_ms, full)
+        return min(worst, _HOPELESS)
 
     def _good_enough(self, there: Split, demand: Demand) -> bool:
         if not serves(there):

@@ -21,6 +21,7 @@ class Situation:
     live: Live
     kept: Kept
     idle_s: float
+    local_ms: float  # of prefilling that a request costs the worker that decodes it
 
     @property
     def asleep(self) -> bool:
@@ -31,7 +32,11 @@ class Situation:
 
     def demand(self, rate: float, backlog_ms: float = 0.0) -> Demand:
         return Demand(
-            rate=rate, shape=self.shape, dispersion=self.rates.dispersion, backlog_ms=backlog_ms
+            rate=rate,
+            shape=self.shape,
+            dispersion=self.rates.dispersion,
+            backlog_ms=backlog_ms,
+            local_ms=self.local_ms,
         )
 
     def demand_now(self, sizer: Sizer, workers: int, drain_s: float) -> Demand:

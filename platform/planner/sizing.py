@@ -17,6 +17,11 @@ from stafette.platform.planner.velocity import Velocity
 
 __all__ = ["Demand", "Sizer", "Sizing", "Speeds", "Split"]
 
+# Workers that do both pay where few must do all: one alone, or two. From three on, workers apart
+# are no more, and their answers do not wait for prompts.
+MOST_TOGETHER = 2
+_MOST_BOTH = 4_096  # of a fleet all of which do both
+
 
 @dataclass(frozen=True, slots=True)
 class Sizing:
@@ -54,9 +59,9 @@ class Sizer:
         by = "velocity" if bound else "ttft and itl"
         return Sizing(split, by, velocity.as_numbers(), self._notes(demand))
 
-    def together(self, demand: Demand) -> Sizing | None:
-        """Return the fewest workers that do both; None where steps with prompts are too long."""
-        count = self._mixed.fewest(demand)
+    def together(self, demand: Demand, most: int = _MOST_BOTH) -> Sizing | None:
+        """Return the fewest workers that do both; None where not even `most` keep the promise."""
+        count = self._mixed.fewest(demand, most)
         if count is None:
             return None
         velocity = self._velocity(demand.shape).as_numbers()
