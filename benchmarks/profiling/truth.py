@@ -5,8 +5,8 @@
 A prefill worker and a decode worker serve requests that come at random at two levels of load,
 placed by the real router and handed over by the real dispatcher. The twin gets the same requests.
 
-real    Workers with the embedded model, a process of one thread each. First an engine is profiled,
-        in this process and alone. Then four more numbers are measured, by other requests
+real    Workers with the embedded model, a process of one thread each. First each is profiled alone,
+        as an endpoint. Then four more numbers are measured, by other requests
         (truth_calibration.py): what a first token and a step take beside what the twin says, on
         idle workers; and by how much each worker is slower while the other one is busy. The twin is
         asked twice: first how busy each worker will be, and then, with speeds to match, again.
@@ -29,6 +29,7 @@ from pathlib import Path
 from benchmarks.common.report import Goal, Report
 from benchmarks.profiling.others import Others
 from benchmarks.profiling.truth_calibration import (
+    Placing,
     Slowness,
     alone,
     first_beside_ms,
@@ -36,19 +37,20 @@ from benchmarks.profiling.truth_calibration import (
     slowness,
     step_beside_ms,
 )
+from benchmarks.profiling.truth_stack import Stack
 from benchmarks.profiling.truth_traffic import Asked, Found, Mix, ask_for_real
 from benchmarks.profiling.truth_twin import Calibrated, Setup
 from benchmarks.serving.disagg_mocks import ENGINE as MOCK_ENGINE
 from benchmarks.serving.disagg_mocks import SPEEDUP as MOCK_SPEEDUP
-from benchmarks.serving.front import Front
+from benchmarks.serving.front import BLOCK_SIZE, MODEL, Front
 from benchmarks.serving.nursery import Nursery
 from benchmarks.serving.overhead import script
-from stafette.platform.commands.profiling_command import open_engine, table
-from stafette.platform.profiling.document import Document
+from stafette.platform.commands.profiling_command import table
+from stafette.platform.profiling.document import Document, Limits
+from stafette.platform.profiling.endpoint_target import EndpointTarget
 from stafette.platform.profiling.measuring import Plan, begin, measure
 from stafette.platform.twin.config import prior
 from stafette.router.router import RouterConfig
-from stafette.workers import EngineConfig
 from stafette.workers.mocker.speed_profile import Profile
 
 FLAGS = {
@@ -71,6 +73,9 @@ QUICK_PLAN = Plan(prompts=(64, 256), shares=(0.0,), batches=(1, 4), contexts=(64
 MOST_OFF = {"output tokens/s": 0.10}
 MOST_OFF_LATENCY = 0.20
 _BOTH = ("p0", "d0")
+_LIMITS = ("max_model_len", "max_num_seqs", "max_num_batched_tokens")
+_KV_TOKENS = FLAGS["num_kv_blocks"] * BLOCK_SIZE
+_KV_BYTES = 23_040  # of a token of the embedded model
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,26 +90,38 @@ FULL = Scale(requests=200, idle=16, plan=PLAN, samples=5)
 QUICK = Scale(requests=10, idle=3, plan=QUICK_PLAN, samples=2)
 
 
-def profiled(path: Path, scale: Scale, report: Report) -> Document:
-    """Measure an engine with the workers' flags, while nothing else runs."""
-    others = Others()
-    with open_engine(EngineConfig.of(**FLAGS), Profile(), scale.samples) as target:
-        found = measure(begin(path, target), target, scale.plan, lambda news: news.write(path))
-    print(table(found), file=sys.stderr)
-    report.figure("profile: others' share of the cores", others.share())
-    return found
-
-
-async def real(document: Document, scale: Scale, folder: Path, report: Report) -> None:
+async def real(kept: Path, scale: Scale, folder: Path, report: Report) -> None:
     nursery = Nursery()
-    setup = Setup(flags=FLAGS, mix=REAL_MIX, speed=document.model)
-    report.figure("the step model's mean error", document.fit.mean_error)
     try:
         made = await asyncio.gather(*(nursery.make(name, engine=FLAGS) for name in _BOTH))
         addresses = {worker.name: worker.address for worker in made}
+        document = await profiled(addresses, kept, scale, report)
+        setup = Setup(flags=FLAGS, mix=REAL_MIX, speed=document.model)
         await compare("real workers", setup, addresses, scale, folder, report)
     finally:
         nursery.close()
+
+
+async def profiled(
+    addresses: Mapping[str, str], path: Path, scale: Scale, report: Report
+) -> Document:
+    """Measure the workers themselves, each alone."""
+    front, others = Front("profile"), Others()
+    try:
+        await front.follow(addresses)
+        asker = Stack(front, Placing(front), asyncio.get_running_loop())
+        limits = Limits(**{name: FLAGS[name] for name in _LIMITS}, kv_tokens=_KV_TOKENS)
+        base = Profile(kv_bytes_per_token=_KV_BYTES)
+        target = EndpointTarget(asker, MODEL, limits, base, samples=scale.samples)
+        found = await asyncio.to_thread(
+            measure, begin(path, target), target, scale.plan, lambda news: news.write(path)
+        )
+    finally:
+        await front.close()
+    print(table(found), file=sys.stderr)
+    report.figure("profile: others' share of the cores", others.share())
+    report.figure("profile: the step model's mean error", found.fit.mean_error)
+    return found
 
 
 async def mock(scale: Scale, folder: Path, report: Report) -> None:
@@ -201,8 +218,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if "real" in parts:
-            document = profiled(arguments.profile or folder / "profile.json", scale, report)
-            asyncio.run(real(document, scale, folder, report))
+            kept = arguments.profile or folder / "profile.json"
+            asyncio.run(real(kept, scale, folder, report))
         if "mock" in parts:
             asyncio.run(mock(scale, folder, report))
     return report.finish(arguments.json)
