@@ -9,6 +9,7 @@ same kind. Exit status 1 when a goal is missed.
 """
 
 import argparse
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,7 +68,9 @@ def simulate(name: str, workload: WorkloadConfig, workers: int, block_size: int)
     twin = Twin(config, make_workload(workload))
     began = time.process_time()
     results = twin.run()
-    return Run(name, workers, results, time.process_time() - began)
+    run = Run(name, workers, results, time.process_time() - began)
+    print(f"{name}, {workers} workers: {run.cpu_s:.1f} s of CPU", file=sys.stderr, flush=True)
+    return run
 
 
 def trace(path: Path, limit: int | None) -> Run:
