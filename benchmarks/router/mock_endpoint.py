@@ -10,8 +10,7 @@ from typing import Any
 import uvloop
 
 from benchmarks.common.answering import answer_lines
-from benchmarks.router.mock_workers import BLOCK_SIZE, CLASS, KEY, MAX_MODEL_LEN, MODEL
-from benchmarks.router.virtual_deployment import prior
+from benchmarks.router.mock_workers import BLOCK_SIZE, CLASS, KEY, MAX_MODEL_LEN, MODEL, flags
 from stafette.kvtransfer.event_stream.subscriber import EventSubscriber
 from stafette.platform.frontend.app import Frontend
 from stafette.platform.frontend.config import FrontendConfig
@@ -19,6 +18,7 @@ from stafette.platform.frontend.served import Served
 from stafette.platform.frontend.server import Server, listen
 from stafette.platform.serving.dispatcher import DispatchConfig, Dispatcher
 from stafette.platform.serving.fleet import FleetConfig, WorkerFleet
+from stafette.platform.twin.config import prior
 from stafette.router.hashing import Hashers, PromptHasher
 from stafette.router.registry import PolicyConfig
 from stafette.router.router import KvRouter, RouterConfig
@@ -39,7 +39,7 @@ class Endpoint:
         policy: Any,
     ) -> dict[str, Any]:
         """Return the port, when all workers are connected."""
-        known = prior(Profile(**profile))
+        known = prior(Profile(**profile), flags(num_blocks=MAX_MODEL_LEN))
         config = RouterConfig(policy=PolicyConfig(name=policy), priors={CLASS: known})
         hashers = Hashers(KEY, BLOCK_SIZE)
         router = KvRouter(hashers, config)

@@ -47,19 +47,28 @@ class Twin:
 
     def run(self) -> Results:
         """Serve the whole workload; return what came of it."""
-        self.fleet.begin()
-        for fault in self.config.faults:
-            self._plan(fault)
-        self._coming = self.workload.arrivals()
-        self._next_arrival()
-        self._beat()
-        self._tick()
-        self._mark()
-        self.time.at(self.workload.duration_s, self._look_for_end)
-        self.time.run()
+        self.begin()
+        self.serve(self.workload)
         self.timeline.mark(self)
         self.router.close()
         return Results.of(self)
+
+    def begin(self) -> None:
+        """Let the fleet be there, and time begin. For whoever serves one workload after another."""
+        self.fleet.begin()
+        for fault in self.config.faults:
+            self._plan(fault)
+        self._beat()
+        self._tick()
+        self._mark()
+
+    def serve(self, workload: Workload) -> None:
+        """Let time go on until a workload is over, and all is answered."""
+        self.workload = workload
+        self._coming, self._all_came = workload.arrivals(), False
+        self._next_arrival()
+        self.time.at(workload.duration_s, self._look_for_end)
+        self.time.run()
 
     def observe(self) -> Window:
         """Return what happened since the last call."""
