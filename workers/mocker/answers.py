@@ -99,8 +99,8 @@ class MockDevice:
         seeds = np.array([answer.seed for answer, _ in answers], np.uint64)
         firsts = np.array([length - answer.num_prompt for answer, length in answers], np.uint64)
         places = firsts[:, None] + np.arange(count, dtype=np.uint64)
-        mixed: npt.NDArray[np.uint64] = (seeds[:, None] + places * _WIDE_STEP) * _WIDE_MIX
-        tokens: npt.NDArray[np.uint64] = (mixed >> _HALF) % np.uint64(self._num_plain)
+        mixed = np.asarray((seeds[:, None] + places * _WIDE_STEP) * _WIDE_MIX, np.uint64)
+        tokens = np.asarray((mixed >> _HALF) % np.uint64(self._num_plain), np.uint64)
         for end in self._ends:
             tokens += tokens >= end
         found: list[list[int]] = tokens.tolist()
