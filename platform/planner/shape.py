@@ -4,7 +4,6 @@ Many samples are kept, for tails and for calm; when the newest tell of something
 are let go at once.
 """
 
-from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from math import sqrt
@@ -18,6 +17,7 @@ Values = NDArray[np.float64]
 
 _KEPT = 2_000
 _NEWEST = 64
+_LOOK_EACH = 16  # rows
 _USED = 200  # for sizing
 _STRANGE = 5.0  # standard errors between the newest and all, from which all are of the past
 
@@ -66,39 +66,43 @@ class Samples:
     """Rows of numbers of which the newest decide whether the older ones still count."""
 
     def __init__(self, columns: int, watched: int) -> None:
-        self._rows: deque[tuple[float, ...]] = deque(maxlen=_KEPT)
-        self._columns = columns
+        self._table = np.empty((2 * _KEPT, columns))  # the newest rows, in one piece
+        self._begin = self._end = 0
         self._watched = watched  # the column whose mean is looked at
-        self._since_look = 0
         self.shifts = 0
         self.seen = 0
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return self._end - self._begin
 
     def add(self, rows: Iterable[tuple[float, ...]]) -> None:
         for row in rows:
-            self._rows.append(row)
+            if self._end == len(self._table):
+                self._move_to_front()
+            self._table[self._end] = row
+            self._end += 1
+            self._begin = max(self._begin, self._end - _KEPT)
             self.seen += 1
-            self._since_look += 1
-            if self._since_look >= _NEWEST // 4:
-                self._since_look = 0
+            if self.seen % _LOOK_EACH == 0:
                 self._look()
 
     def columns(self) -> list[Values]:
-        return list(np.array(self._rows, dtype=np.float64).reshape(-1, self._columns).T)
+        return list(self._table[self._begin : self._end].T)
+
+    def _move_to_front(self) -> None:
+        rows = self._table[self._begin : self._end].copy()
+        self._table[: len(rows)] = rows
+        self._begin, self._end = 0, len(rows)
 
     def _look(self) -> None:
-        if len(self._rows) < 4 * _NEWEST:
+        if len(self) < 4 * _NEWEST:
             return
-        values = self.columns()[self._watched]
+        values = self._table[self._begin : self._end, self._watched]
         old, new = values[:-_NEWEST], values[-_NEWEST:]
         error = sqrt((old.var() + new.var()) / 2 / _NEWEST) + 1e-9
         if abs(float(new.mean() - old.mean())) > _STRANGE * error:
             self.shifts += 1
-            newest = list(self._rows)[-_NEWEST:]
-            self._rows.clear()
-            self._rows.extend(newest)
+            self._begin = self._end - _LOOK_EACH  # the others may be of before
 
 
 class ShapeSeen:

@@ -44,7 +44,7 @@ def test_constant_load_is_left_in_peace():
     moments.go_on(600, rate=14.0)
     settled = len(moments.changes)
 
-    moments.go_on(3_600, rate=14.0)
+    moments.go_on(3_000, rate=14.0)
 
     assert len(moments.changes) - settled <= 2
 
@@ -58,18 +58,6 @@ def test_fewer_replicas_are_wanted_only_when_that_was_enough_for_long():
 
     assert total(plan) <= 3
     assert plan.violations == ()
-
-
-def test_who_had_to_take_a_reduction_back_waits_longer_before_the_next():
-    moments = Moments(planner(hold_down_s=60.0), prefill=4, decode=4)
-    for _ in range(2):
-        moments.go_on(150, rate=2.0)
-        moments.go_on(30, rate=30.0)
-    high = total(moments.plans[-1])
-
-    plan = moments.go_on(150, rate=2.0)
-
-    assert total(plan) == high
 
 
 def test_nobody_asks_and_after_a_while_nobody_is_there():

@@ -1,0 +1,129 @@
+"""The signals that decisions rest on: jumps, shapes, start-ups, patience, local work."""
+
+import pytest
+
+from stafette.platform.planner.config import PoolLimits
+from stafette.platform.planner.holding import Patience
+from stafette.platform.planner.local_work import LocalWork
+from stafette.platform.planner.observation import (
+    Finished,
+    Observation,
+    PoolState,
+    Started,
+    WorkerState,
+)
+from stafette.platform.planner.shape import Shape, ShapeSeen
+from stafette.platform.planner.startups import Startups
+from stafette.platform.planner.traffic import Traffic
+from stafette.router.performance import Performance, StepReport
+
+
+def seconds(traffic, start, count, arrivals):
+    for number in range(count):
+        traffic.see(Observation(at=start + number, window_s=1.0, arrivals=arrivals))
+    return traffic.rates()
+
+
+def test_jump_is_seen_within_seconds_and_its_height_told():
+    traffic = Traffic(10.0, 70.0, 0.95)
+    seconds(traffic, 1.0, 100, 2)
+
+    rates = seconds(traffic, 101.0, 4, 20)
+
+    assert rates.jumped
+    assert rates.upper == pytest.approx(20, rel=0.3)
+
+
+def test_random_ups_and_downs_are_no_jump():
+    traffic = Traffic(10.0, 70.0, 0.95)
+    for number in range(300):
+        arrivals = (5, 3, 8, 4, 6, 2, 7)[number % 7]
+        traffic.see(Observation(at=1.0 + number, window_s=1.0, arrivals=arrivals))
+
+    assert traffic.jumps == 0
+
+
+def test_fall_lets_the_past_be_forgotten():
+    traffic = Traffic(10.0, 70.0, 0.95)
+    seconds(traffic, 1.0, 300, 20)
+
+    rates = seconds(traffic, 301.0, 60, 2)
+
+    assert rates.middle == pytest.approx(2.0, rel=0.1)
+
+
+def test_other_prompts_push_out_the_old_ones_at_once():
+    seen = ShapeSeen(Shape.of(prompt=10, output=10))
+    seen.see([Started(1_000)] * 600, [Finished(1_000, 50, 1.0)] * 600)
+
+    seen.see([Started(5_000)] * 80, [])
+
+    assert seen.shape().mean_prompt == pytest.approx(5_000, rel=0.1)
+    assert seen.shape().mean_output == 50
+
+
+def test_long_answers_count_for_as_long_as_they_last():
+    seen = ShapeSeen(Shape.of(prompt=10, output=10))
+    seen.see([Started(100)], [Finished(100, 10, 1.0), Finished(900, 90, 1.0)])
+
+    assert seen.shape().mean_context == pytest.approx((10 * 105 + 90 * 945) / 100)
+
+
+def pool(target, ready):
+    return {"decode": PoolState(target=target, ready=ready, starting=target - ready)}
+
+
+def test_start_up_time_is_learned_from_those_who_came():
+    startups = Startups({"decode": PoolLimits(startup_s=60.0)})
+    startups.see(0.0, pool(1, 1))
+    startups.see(10.0, pool(2, 1))
+
+    startups.see(30.0, pool(2, 2))
+
+    assert startups.startup_s("decode") == pytest.approx(60 + 0.3 * (20 - 60))
+
+
+def test_replica_that_does_not_come_caps_its_pool_for_a_while():
+    limits = PoolLimits(startup_s=10.0, startup_limit_s=20.0)
+    startups = Startups({"decode": limits})
+    startups.see(0.0, pool(3, 2))
+    assert startups.pending
+
+    startups.see(21.0, pool(3, 2))
+
+    assert startups.stuck(21.0) == ["decode"]
+    assert startups.cap("decode", 21.0) == 2
+    assert startups.cap("decode", 200.0) == limits.max_replicas
+
+
+def test_patience_waits_for_the_highest_need_to_be_long_ago():
+    patience = Patience(100.0)
+    for at, need in ((0.0, 5), (50.0, 2), (99.0, 2)):
+        patience.note(at, need)
+    assert patience.lowest(99.0, 5) == 5
+
+    patience.note(101.0, 2)
+
+    assert patience.lowest(101.0, 5) == 2
+
+
+def test_who_had_to_take_a_reduction_back_waits_longer_before_the_next():
+    patience = Patience(100.0)
+    patience.shrank(1_000.0)
+
+    patience.grew(1_200.0)
+
+    assert patience.hold_s == 400.0
+
+
+def test_prefilling_on_decode_workers_is_counted_for_each_request():
+    local = LocalWork()
+    step = StepReport(wall_ms=30.0, prefill_tokens=100, decode_sequences=3)
+    worker = WorkerState(name="w", pool="decode", role="decode", steps=[step] * 10)
+    moments = [Observation(at=float(n), window_s=1.0, arrivals=20) for n in (1, 2)]
+    performance = Performance(prefill_ms_per_token=0.2)
+    local.see(moments[0], [worker], performance)
+
+    found = local.see(moments[1], [worker], performance)
+
+    assert found == pytest.approx(10 * 100 * 0.2 / 40)
