@@ -8,7 +8,6 @@ import random
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from itertools import pairwise
 from typing import Any, Protocol
 
 from stafette.platform.frontend.errors import InvalidSetting
@@ -73,19 +72,16 @@ class EndpointTarget:
             streams = self._together(batch, context_tokens)
             begun = max(times[1] for times in streams)
             ended = min(times[-1] for times in streams)
-            gaps = [
-                after - before
-                for times in streams
-                for before, after in pairwise(times[1:])
-                if begun <= before and after <= ended
-            ]
-            if len(gaps) < _LEAST_GAPS * batch:
+            inside = [[at for at in times[1:] if begun <= at <= ended] for times in streams]
+            if min(map(len, inside)) <= _LEAST_GAPS:
                 break
+            # Of each stream the mean: an event may bring the tokens of two steps.
+            steps = [(times[-1] - times[0]) / (len(times) - 1) for times in inside]
             middle = (begun + ended) / 2
             lengths = [sum(at <= middle for at in times[1:]) for times in streams]
             point = {"batch": batch, "context_tokens": context_tokens}
             kv_tokens = batch * context_tokens + sum(lengths)
-            points.append(Point(kind="decode", **summary(gaps), **point, kv_tokens=kv_tokens))
+            points.append(Point(kind="decode", **summary(steps), **point, kv_tokens=kv_tokens))
         return points
 
     def _together(self, batch: int, context_tokens: int) -> list[list[float]]:
