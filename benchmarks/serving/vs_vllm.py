@@ -6,7 +6,8 @@ The embedded model, chat completions as a stream, prompts of 256 tokens, answers
 16 requests at a time. Each server has the machine for itself, in turn. `stafette` is a fleet on Ray
 as `stafette serve` starts it: one worker that does everything with two threads, or a prefill and a
 decode worker with one each. The first run installs vLLM and aiperf, each into an environment of its
-own (minutes); --quick measures only what is installed, one level and few requests.
+own (minutes). --quick asks a single engine (`stafette serve --local`) some few times, if aiperf is
+installed: it tells whether all is in order, and no more.
 """
 
 import argparse
@@ -26,8 +27,8 @@ from benchmarks.common.rounds import middle, ratio, turns
 from benchmarks.engine.peers import DEFAULT_FOLDER, PeerMissing, vllm_cpu
 from benchmarks.serving.aiperf import MODEL, Aiperf, Found
 
-AGGREGATED, APART, VLLM = "stafette", "stafette P/D", "vLLM"
-NAMES = (AGGREGATED, APART, VLLM)
+AGGREGATED, APART, VLLM, LOCAL = "stafette", "stafette P/D", "vLLM", "stafette --local"
+NAMES, QUICK_NAMES = (AGGREGATED, APART, VLLM), (LOCAL,)
 LEVELS, QUICK_LEVELS = (1, 4, 16), (4,)
 MAX_MODEL_LEN = 2048
 POOLS = {
@@ -49,6 +50,10 @@ def serving(name: str, folder: Path, install: bool) -> Iterator[str]:
         command += ["--model", peer.arguments[0], "--served-model-name", MODEL]
         command += ["--port", str(port), "--max-model-len", str(MAX_MODEL_LEN)]
         environment: Mapping[str, str] = peer.env
+    elif name == LOCAL:
+        command = [sys.executable, "-P", "-m", "stafette", "serve", "--local", "--port", str(port)]
+        command += ["--max-model-len", str(MAX_MODEL_LEN), "--num-kv-blocks", "2048"]
+        environment = {}
     else:
         settings = {"pools": POOLS[name], "frontend.port": port}
         settings |= {"engine.max_model_len": MAX_MODEL_LEN, "engine.num_kv_blocks": 2048}
@@ -119,9 +124,11 @@ def main() -> int:
     found: dict[tuple[str, int], list[Found]] = {}
     try:
         aiperf = Aiperf.of(arguments.peers_dir, install=not arguments.quick)
-        for _, name in turns(NAMES, 1 if arguments.quick else arguments.rounds):
+        names = QUICK_NAMES if arguments.quick else NAMES
+        for _, name in turns(names, 1 if arguments.quick else arguments.rounds):
             with serving(name, arguments.peers_dir, not arguments.quick) as url:
-                aiperf.measure(url, levels[0], 4)  # warm
+                if not arguments.quick:
+                    aiperf.measure(url, levels[0], 4)  # warm
                 for level in levels:
                     count = 8 if arguments.quick else max(16, 6 * level)
                     found.setdefault((name, level), []).append(aiperf.measure(url, level, count))
@@ -139,7 +146,7 @@ def _tell(
         for (name, level), runs in sorted(found.items(), key=lambda item: item[0][1])
     ]
     report.table("medians", ["at a time", "server", *Aiperf.FIGURES], rows)
-    for level in levels:
+    for level in levels if found.keys() >= {(VLLM, level) for level in levels} else ():
         for name in (AGGREGATED, APART):
             ours, theirs = (
                 middle([run["requests/s"] for run in found.get((each, level), [])])
