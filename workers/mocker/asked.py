@@ -1,9 +1,12 @@
 """What may be asked of a mock worker, and the words of a prompt."""
 
+from collections.abc import Mapping
+
 import numpy as np
 import numpy.typing as npt
 
-from stafette.kvtransfer.blocks import token_words
+from stafette.kvtransfer.blocks import ROOT, BlockHasher, Extras, token_words
+from stafette.kvtransfer.connectors.connector import KvRequest
 from stafette.kvtransfer.errors import InvalidValue
 from stafette.workers.errors import RequestError
 from stafette.workers.mocker.config import MockerConfig
@@ -31,6 +34,22 @@ def check_request(request: Request, words: Words, config: MockerConfig) -> None:
         if len(tokens) and tokens.max() >= config.vocab_size:
             remedy = f"must be in 0..{config.vocab_size - 1}"
             raise RequestError("prompt_token_ids", int(tokens.max()), remedy)
+
+
+def kv_request(
+    request: Request, words: Words, params: Mapping[str, object], hasher: BlockHasher
+) -> KvRequest:
+    """Return what a hand-over knows of a request: the blocks that may be found, by their hashes.
+
+    The last token is none of theirs: it is always computed.
+    """
+    extras = Extras(salt=request.cache_salt or "")
+    size, output = hasher.block_size, request.output_token_ids
+    tokens = np.concatenate((words, words_of(output))) if output else words
+    findable = (len(tokens) - 1) // size * size
+    hashes = tuple(hasher.hash_blocks(tokens[:findable], ROOT, extras))
+    prompt = request.prompt_token_ids
+    return KvRequest(request.request_id, prompt, hashes, size, extras, dict(params))
 
 
 def words_of(tokens: list[int]) -> Words:

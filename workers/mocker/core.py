@@ -9,24 +9,21 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-import numpy as np
-
-from stafette.kvtransfer.blocks import ROOT, BlockHasher, Extras
+from stafette.kvtransfer.blocks import BlockHasher
 from stafette.kvtransfer.connectors.connector import KvRequest
 from stafette.kvtransfer.errors import KvTransferError
 from stafette.kvtransfer.event_log import EventLog
 from stafette.kvtransfer.events import EventBatch
-from stafette.workers.batch import Batch
 from stafette.workers.errors import RequestError
 from stafette.workers.handover.exports import Exported, Exports
 from stafette.workers.handover.imports import Imports
 from stafette.workers.kvcache.pool import BlockPool
 from stafette.workers.mocker.agenda import Agenda
 from stafette.workers.mocker.answers import MockDevice
-from stafette.workers.mocker.asked import Words, check_request, words_of
+from stafette.workers.mocker.asked import Words, check_request, kv_request, words_of
 from stafette.workers.mocker.config import MockerConfig
 from stafette.workers.mocker.connector import MockConnector
-from stafette.workers.mocker.glide import Flight, Glide, Stretch, steps_ahead
+from stafette.workers.mocker.glide import Flight, Glide, Stretch, decodes, steps_ahead
 from stafette.workers.mocker.news import News, NoWire, Wire
 from stafette.workers.mocker.speed_profile import StepWork
 from stafette.workers.request import OutputDelta, Request
@@ -294,13 +291,7 @@ class Mocker:
             self.connector.check(params)
         except KvTransferError as error:
             raise RequestError("params", params, str(error)) from error
-        extras = Extras(salt=request.cache_salt or "")
-        size, output = self.config.engine.block_size, request.output_token_ids
-        tokens = np.concatenate((words, words_of(output))) if output else words
-        findable = (len(tokens) - 1) // size * size
-        hashes = tuple(self._hasher.hash_blocks(tokens[:findable], ROOT, extras))
-        prompt = request.prompt_token_ids
-        wanted = KvRequest(request.request_id, prompt, hashes, size, extras, dict(params))
+        wanted = kv_request(request, words, params, self._hasher)
         return wanted, words.tobytes()
 
     def _queue(self, each: _Open) -> None:
@@ -394,8 +385,7 @@ class Mocker:
         seqs = self.scheduler.steady()
         if not seqs or not all(self._by_seq[seq.seq_id].begun for seq in seqs):
             return False
-        batch = flights[0].batch if flights else None
-        if batch is not None and not _decodes(batch, seqs):
+        if flights and not decodes(flights[0].batch, seqs):
             return False
         ahead = len(flights)
         steps = steps_ahead(seqs, self._device, self.pool.block_size, ahead, self._num_evictable())
@@ -461,11 +451,3 @@ class Mocker:
     def _post(self, call: Callable[[], None]) -> None:
         self._agenda.at(self.now(), call)
         self._wake()
-
-
-def _decodes(batch: Batch, seqs: list[Sequence]) -> bool:
-    """Whether a batch is one token of each of these, and of nobody else."""
-    if len(batch.seqs) != len(seqs):
-        return False
-    pairs = zip(batch.seqs, seqs, strict=True)
-    return all(s.seq_id == q.seq_id and s.sample and s.num_tokens == 1 for s, q in pairs)

@@ -54,6 +54,14 @@ class _Stand:
 _Work = defaultdict[int, list[_Stand]]  # whose blocks, by the number of a step
 
 
+def decodes(batch: Batch, seqs: list[Sequence]) -> bool:
+    """Whether a batch is one token of each of these, and of nobody else."""
+    if len(batch.seqs) != len(seqs):
+        return False
+    pairs = zip(batch.seqs, seqs, strict=True)
+    return all(s.seq_id == q.seq_id and s.sample and s.num_tokens == 1 for s, q in pairs)
+
+
 def steps_ahead(
     seqs: list[Sequence], device: MockDevice, block_size: int, ahead: int, blocks_left: int
 ) -> int:

@@ -83,6 +83,7 @@ class MockWorker(Standing):
             "role": self.role,
             "class": self.config.worker_class,
             "model": engine.model,
+            "loras": [],
             "max_model_len": self.config.max_model_len,
             "block_size": engine.block_size,
             "fingerprint": hasher.fingerprint,
