@@ -262,6 +262,9 @@ class Config:
                 raise InvalidSetting(f"{name}.{last}", error.value, error.remedy) from None
 
     def _check_planner(self) -> None:
+        if self.planner.mode != "off":
+            remedy = "must be off: only the digital twin's fleets are planned as yet"
+            raise InvalidSetting("planner.mode", self.planner.mode, remedy)
         for name in self.planner.pools:
             if name not in self.pools:
                 remedy = f"is no pool; there are: {', '.join(self.pools)}"

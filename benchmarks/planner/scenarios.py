@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from stafette.platform.config_reading import Part
 from stafette.platform.planner.config import PlannerConfig, PoolLimits, SloConfig
@@ -17,7 +18,6 @@ from stafette.platform.twin.workloads.config import (
     TraceConfig,
     WorkloadConfig,
 )
-from stafette.workers.config import EngineConfig
 from stafette.workers.mocker.speed_profile import Profile
 
 STARTUP_S = 60.0
@@ -71,7 +71,8 @@ class Scenario:
             workload=replace(self.workload, seed=seed),
             pools=pools,
             slo=self.slo,
-            engine=_engine(),
+            engine=_given("engine", num_kv_blocks=800, block_size=256),
+            dispatch=_given("dispatch", wait_s=5 * STARTUP_S),  # who comes to nobody is waited for
             planner=PlannerConfig(mode="on", flips=flips),
         )
 
@@ -173,6 +174,6 @@ def _constant(duration_s: float) -> Scenario:
     )
 
 
-def _engine() -> Part[EngineConfig]:
-    empty: Part[EngineConfig] = TwinConfig.__dataclass_fields__["engine"].default  # type: ignore[assignment]
-    return replace(empty, given={"num_kv_blocks": 800, "block_size": 256})
+def _given(part: str, **settings: object) -> Part[Any]:
+    empty: Part[Any] = TwinConfig.__dataclass_fields__[part].default  # type: ignore[assignment]
+    return replace(empty, given=settings)

@@ -72,7 +72,6 @@ class PlannerConfig:
     hold_down_s: float = 180.0  # a smaller need must last so long before replicas go
     idle_s: float = 300.0  # without any request, before pools with min_replicas = 0 are emptied
     drain_backlog_s: float = 30.0  # in which what has piled up is worked off
-    profile: str | None = None  # a JSON file of a worker's speed; None: as the router assumes it
     plans_kept: int = 512
 
     def __post_init__(self) -> None:

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.platform.planner.moments import MODEL, Moments, planner
 
+from stafette.platform.config import Config
 from stafette.platform.frontend.errors import InvalidSetting
 from stafette.platform.planner.config import PlannerConfig, PoolLimits, SloConfig
 from stafette.platform.planner.observation import Finished, Observation, PoolState
@@ -280,6 +281,11 @@ def test_pools_without_any_that_decodes_are_refused():
             "less than the pools' min_replicas take",
         ),
         (lambda: PlannerConfig(quantile=1.0), "quantile"),
+        (lambda: Config(planner=PlannerConfig(mode="on")), "only the digital twin's"),
+        (
+            lambda: Config(planner=PlannerConfig(pools={"encode": PoolLimits()})),
+            "encode.*is no pool; there are: prefill, decode",
+        ),
     ],
 )
 def test_settings_that_cannot_be_are_refused_by_name(make, message):
