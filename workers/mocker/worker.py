@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import aclosing
 
 from stafette.kvtransfer.blocks import BlockHasher
 from stafette.kvtransfer.control.host import host_id
@@ -21,6 +22,7 @@ from stafette.workers.service.frames import Order
 from stafette.workers.service.inbox import Inbox
 from stafette.workers.service.load import load_of
 from stafette.workers.service.outcome import told_of
+from stafette.workers.service.preheating import preheat_request
 from stafette.workers.service.serving import Operation
 from stafette.workers.service.standing import Standing
 
@@ -139,9 +141,11 @@ class MockWorker(Standing):
             "add_peer": self._add_peer,
             "set_role": self._set_role,
             "drain": self._drain,
+            "retire": self._retire,
             "give_up": self._give_up,
             "stats": self._stats,
             "reset_prefix_cache": self._reset_prefix_cache,
+            "preheat": self._preheat,
         }
 
     def hear(self, peer: str, news: News) -> None:
@@ -239,6 +243,15 @@ class MockWorker(Standing):
             "leases": moved.leases,
             "moved_bytes": {"mock": moved.nbytes},
         }
+
+    async def _preheat(self, payload: object) -> object:
+        """Compute a prompt for those that will begin like it; return how much of it is cached."""
+        request = preheat_request(payload)
+        async with aclosing(self.generate(Order(request))) as deltas:
+            async for _ in deltas:
+                pass
+        size = self.config.engine.block_size
+        return len(request.prompt_token_ids) // size * size
 
     async def _reset_prefix_cache(self, payload: object) -> object:
         self.core.reset_prefix_cache()

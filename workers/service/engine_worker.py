@@ -1,7 +1,6 @@
 """A whole worker: its engine, the hand-over of KV, its events, and what it tells frontends."""
 
 import asyncio
-import itertools
 import time
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
@@ -26,16 +25,13 @@ from stafette.workers.config import EngineConfig
 from stafette.workers.errors import ConfigError, RequestError
 from stafette.workers.handover.handover import Handover
 from stafette.workers.handover.tensor_blocks import device_blocks
-from stafette.workers.request import OutputDelta, Request
-from stafette.workers.sampling.params import SamplingParams
+from stafette.workers.request import OutputDelta
 from stafette.workers.service.frames import Order
 from stafette.workers.service.load import load_of
 from stafette.workers.service.outcome import told_of
+from stafette.workers.service.preheating import preheat_request
 from stafette.workers.service.serving import Operation
 from stafette.workers.service.standing import ROLES, Role, Standing
-
-_numbers = itertools.count()
-_LATER = 3  # priority of what nobody waits for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,24 +204,12 @@ class EngineWorker(Standing):
 
     async def _preheat(self, payload: object) -> object:
         """Compute a prompt for those that will begin like it; return how much of it is cached."""
-        match payload:
-            case {"tokens": list(tokens), "lora": lora, "cache_salt": salt}:
-                request = Request(
-                    request_id=f"preheat-{next(_numbers)}",
-                    prompt_token_ids=tokens,
-                    params=SamplingParams(temperature=0.0, max_tokens=1),
-                    lora=lora,
-                    cache_salt=salt,
-                    priority=_LATER,
-                    detokenize=False,
-                )
-            case _:
-                raise RequestError("preheat", payload, "must have tokens, lora and cache_salt")
+        request = preheat_request(payload)
         async with aclosing(self._engine.generate(request)) as deltas:
             async for _ in deltas:
                 pass
         size = self.config.engine.block_size
-        return len(tokens) // size * size
+        return len(request.prompt_token_ids) // size * size
 
     async def _reset_prefix_cache(self, payload: object) -> object:
         await self._engine.call(lambda engine: engine.reset_prefix_cache())
