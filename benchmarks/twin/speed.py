@@ -29,7 +29,7 @@ from stafette.platform.twin.workloads.making import make_workload
 from stafette.workers.config import EngineConfig
 
 TITLE = "The digital twin's speed"
-DYNAMO_S = 5.0  # its Rust replay of the conversation trace, without our workers' books and events
+DYNAMO_S = 5.0  # its Rust replay of the conversation trace, 8 workers
 TRACE_WORKERS, LARGE_WORKERS = 8, 100
 TRACE_LIMIT_S, LARGE_LIMIT_S = 60.0, 900.0
 LARGE_REQUESTS, SMALL_REQUESTS = 100_000, 12_500
