@@ -30,6 +30,7 @@ from stafette.workers.sampling.structured import GrammarCompiler
 from stafette.workers.scheduler import Scheduler
 from stafette.workers.sequence import Sequence
 from stafette.workers.stats import EngineStats, StepClock
+from stafette.workers.step_samples import StepSamples
 from stafette.workers.weights.tokenizer import Tokenizer
 
 Result = TypeVar("Result")
@@ -74,6 +75,7 @@ class Engine:
         self._depth = 2 if config.async_scheduling else 1
         self._next_seq_id = 0
         self._clock = StepClock()
+        self.samples = StepSamples()  # others may read them
         self._ended: EngineDead | None = None
         self.adapters = Adapters(config, parts.executor.runner, self.call_on_device)
 
@@ -210,6 +212,7 @@ class Engine:
         output = self._wait_for(future)
         self._in_flight.popleft()  # only now: who interrupts the wait may step again
         self._clock.record(batch.num_tokens, output.seconds)
+        self.samples.add(batch.seqs, output.seconds)
         deltas = self._settle(batch, output)
         while self._awaiting and self._awaiting[0][0] <= batch.step:
             self._awaiting.pop(0)[1]()

@@ -14,8 +14,8 @@ import numpy.typing as npt
 
 from stafette.workers.batch import Batch, Sampled, StepOutput
 from stafette.workers.mocker.config import MockerConfig
-from stafette.workers.mocker.speed_profile import StepWork
 from stafette.workers.sampling.params import SamplingParams
+from stafette.workers.step_samples import StepWork
 
 Floats = npt.NDArray[np.float64]
 

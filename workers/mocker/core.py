@@ -25,11 +25,11 @@ from stafette.workers.mocker.config import MockerConfig
 from stafette.workers.mocker.connector import MockConnector
 from stafette.workers.mocker.glide import Flight, Glide, Stretch, decodes, steps_ahead
 from stafette.workers.mocker.news import News, NoWire, Wire
-from stafette.workers.mocker.speed_profile import StepWork
 from stafette.workers.request import OutputDelta, Request
 from stafette.workers.scheduler import Scheduler, SchedulerConfig
 from stafette.workers.sequence import Sequence
 from stafette.workers.stats import EngineStats, StepClock
+from stafette.workers.step_samples import StepWork
 
 Clock = Callable[[], float]
 Params = Mapping[str, object]  # by connector: what came along with a request

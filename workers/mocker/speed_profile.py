@@ -12,40 +12,18 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from stafette.workers.batch import SeqStep
 from stafette.workers.errors import ConfigError
+from stafette.workers.step_samples import StepWork
 
 VERSION = 1
 _VERSION_KEY = "version"
 _ABOVE_ZERO = ("transfer_gb_s", "kv_bytes_per_token")
-
-
-class StepWork(NamedTuple):
-    """What a step has to do. One token more of a sequence is decoding, more are not."""
-
-    tokens: int  # of prompts
-    pairs: float  # of each of these with those before it
-    decoding: int  # sequences
-    kv_tokens: int  # of their contexts
-
-    @classmethod
-    def of(cls, seqs: Sequence[SeqStep]) -> "StepWork":
-        tokens = decoding = kv_tokens = 0
-        pairs = 0.0
-        for seq in seqs:
-            count = len(seq.tokens) + seq.from_last
-            if count == 1:
-                decoding += 1
-                kv_tokens += seq.start + 1
-            else:
-                tokens += count
-                pairs += count * (seq.start + count / 2)
-        return cls(tokens, pairs, decoding, kv_tokens)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -131,7 +131,8 @@ class EngineWorker(Standing):
         }
 
     def load(self) -> Mapping[str, object]:
-        return load_of(self._engine.stats().scheduler, self.role, self.draining)
+        told = load_of(self._engine.stats().scheduler, self.role, self.draining)
+        return {**told, "steps": self._engine.engine.samples.latest()}
 
     async def generate(self, order: Order) -> AsyncGenerator[OutputDelta, None]:
         if not order.last_resort:
