@@ -36,7 +36,13 @@ CONFIGS = {
 }
 
 # Folders that take minutes: begun last, one of them would keep a core waiting at the end.
-LONG = ("platform/on_ray", "workers/handover", "platform/serving", "workers/gpu")
+LONG = (
+    "platform/on_ray",
+    "workers/handover",
+    "platform/jobs",
+    "platform/serving",
+    "workers/gpu",
+)
 
 
 # Both read the embedded model as Hugging Face does, which takes a minute.

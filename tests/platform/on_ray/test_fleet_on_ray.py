@@ -84,6 +84,7 @@ async def test_a_fleet_shrinks_and_grows_without_a_failed_request(fleet, expecte
     rounds = []
     while not shrinking.done():
         rounds.append(await answers(fleet))
+        await asyncio.sleep(1)  # what starts meanwhile needs the cores too
     (leaves,) = [line.split()[1] for line in (await shrinking).splitlines() if "leaves" in line]
     await_that(lambda: fleet.names("decode") == before - {leaves})
 
@@ -182,6 +183,7 @@ async def test_a_pool_moves_to_another_node_and_outlives_it(fleet, expected, awa
         rounds = []
         while not update.done():
             rounds.append(await answers(fleet))
+            await asyncio.sleep(1)  # what starts meanwhile needs the cores too
         await update
         await_that(lambda: len(fleet.names("decode")) == 2 and not before & fleet.names("decode"))
         assert all(each == right for each in rounds)
