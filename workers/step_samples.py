@@ -40,7 +40,10 @@ class StepSamples:
         self._count = 0
 
     def add(self, seqs: Sequence[SeqStep], seconds: float) -> None:
-        self._rows.append([seconds * 1e3, *StepWork.of(seqs)])
+        self.add_work(StepWork.of(seqs), seconds)
+
+    def add_work(self, work: StepWork, seconds: float) -> None:
+        self._rows.append([seconds * 1e3, *work])
         self._count += 1
 
     def latest(self) -> list[object]:

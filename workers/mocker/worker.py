@@ -25,6 +25,7 @@ from stafette.workers.service.outcome import told_of
 from stafette.workers.service.preheating import preheat_request
 from stafette.workers.service.serving import Operation
 from stafette.workers.service.standing import Standing
+from stafette.workers.step_samples import StepSamples
 
 _log = logging.getLogger(__name__)
 _MOST_MOVES = 8  # in one turn of the event loop, which others wait for
@@ -47,6 +48,7 @@ class MockWorker(Standing):
         self._inboxes: dict[str, Inbox] = {}  # by request
         self._prefills: set[asyncio.Future[Exported]] = set()
         self._dead: EngineDead | None = None
+        self._samples = StepSamples()
         log = EventLog(config.name, self._epoch)
         self.core = Mocker(config, clock, log, host.wire(config.name))
         self._events = EventPublisher(log, config.events, host.context)
@@ -98,7 +100,10 @@ class MockWorker(Standing):
         }
 
     def load(self) -> Mapping[str, object]:
-        return load_of(self.core.stats().scheduler, self.role, self.draining)
+        for seconds, work in self.core.take_steps():
+            self._samples.add_work(work, seconds)
+        told = load_of(self.core.stats().scheduler, self.role, self.draining)
+        return {**told, "steps": self._samples.latest()}
 
     async def generate(self, order: Order) -> AsyncGenerator[OutputDelta, None]:
         if not order.last_resort:
