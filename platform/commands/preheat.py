@@ -7,7 +7,7 @@ takes them, perhaps with `lora` and `cache_salt`.
 import argparse
 import asyncio
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
     prompts = list(_read(arguments.file))
     workers = Workers(arguments)
     payloads = [_payload(workers, prompt) for prompt in prompts]
-    names = arguments.worker or sorted(workers.addresses())
-    addresses = {name: workers.address(name) for name in names}
+    addresses = workers.addresses(arguments.worker)
     asyncio.run(_preheat(workers, addresses, payloads))
     return 0
 
@@ -78,7 +77,7 @@ def _payload(workers: Workers, prompt: dict[str, Any]) -> dict[str, Any]:
 
 
 async def _preheat(
-    workers: Workers, addresses: dict[str, str], payloads: list[dict[str, Any]]
+    workers: Workers, addresses: Mapping[str, str], payloads: list[dict[str, Any]]
 ) -> None:
     async def one(name: str, address: str) -> None:
         questions = [("preheat", payload) for payload in payloads]

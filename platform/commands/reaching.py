@@ -31,18 +31,19 @@ class Workers:
         self._config = loaded.config
         self.asker = Asker(arguments.url, arguments.key)
 
-    def addresses(self) -> Mapping[str, str]:
-        """Return where they are, by name."""
+    def addresses(self, names: Sequence[str] | None = None) -> Mapping[str, str]:
+        """Return where these are, or all, by name."""
         found = self.asker.get("/v1/workers")["data"]
-        return {str(worker["name"]): str(worker["address"]) for worker in found}
+        known = {str(worker["name"]): str(worker["address"]) for worker in found}
+        for name in names or ():
+            if name not in known:
+                shown = ", ".join(known) or "none"
+                remedy = f"is not in the fleet of {self.asker.url}; there are: {shown}"
+                raise AskingFailed("worker", name, remedy)
+        return {name: known[name] for name in names or sorted(known)}
 
     def address(self, name: str) -> str:
-        known = self.addresses()
-        if name not in known:
-            shown = ", ".join(known) or "none"
-            remedy = f"is not in the fleet of {self.asker.url}; there are: {shown}"
-            raise AskingFailed("worker", name, remedy)
-        return known[name]
+        return self.addresses([name])[name]
 
     async def ask(
         self, name: str, address: str, questions: Sequence[tuple[str, object]], timeout_s: float

@@ -45,8 +45,7 @@ class WorkerReplica:
     def check_health(self) -> None:
         if not self._worker.engine.is_alive:
             raise EngineDead("engine", "dead", "this replica is to be replaced")
-        busy = self._server.num_requests or self._worker.num_pinned
-        if self._worker.retiring and not busy:
+        if self._worker.retiring and not (self._server.num_requests or self._worker.num_pinned):
             raise EngineDead("worker", self._name, "was told to retire, and is empty")
 
     async def __del__(self) -> None:

@@ -42,6 +42,7 @@ class ParallelRunner(Runner):
         self.spec, self.device = checkpoint.spec, choose_device(config)
         self._start_timeout_s, self._step_timeout_s = start_timeout_s, step_timeout_s
         self._dead: EngineDead | None = None
+        self._joined: list[KvMemory] = []  # the other ranks'
         config = _share_of_threads(config, self.device)
         _check_fits(config, checkpoint, self.device)
         self._ranks = [RankProcess(rank) for rank in range(1, config.tensor_parallel_size)]
@@ -66,10 +67,9 @@ class ParallelRunner(Runner):
 
     def kv_memories(self) -> list[KvMemory]:
         """Map the other ranks' pools, after which nobody else can write there."""
-        self._tell({"op": "shared_kv", "arguments": []})
-        told = self._collect(self._step_timeout_s)
-        others = [_join(rank, each) for rank, each in zip(self._ranks, told, strict=True)]
-        return [*self._local.kv_memories(), *others]
+        _, *told = self._everywhere("shared_kv", self._local.shared_kv)
+        self._joined = [_join(rank, each) for rank, each in zip(self._ranks, told, strict=True)]
+        return [*self._local.kv_memories(), *self._joined]
 
     def forward(self, inputs: StepInputs) -> StepTensors:
         self._tell({"op": "forward", "inputs": pack_inputs(inputs)})
@@ -91,6 +91,9 @@ class ParallelRunner(Runner):
 
     def close(self) -> None:
         self._stop_ranks()
+        for each in self._joined:
+            if isinstance(each.buffer, SharedMemory):
+                each.buffer.close()
         self._local.close()
 
     def _assemble(self, config: EngineConfig) -> TensorParallel:

@@ -72,9 +72,9 @@ class TorchRunner(Runner):
         try:
             # Zeros: a masked row's share is 0, and 0 times what was never written must be 0.
             if self.config.share_kv_memory and self.device.type == "cpu":
-                size, alone = num_blocks * self.kv_layout.block_bytes, self.tp.size == 1
+                size = num_blocks * self.kv_layout.block_bytes
                 # The first rank's process seals those of the others, when it has joined them.
-                sealed = alone or self.tp.rank == 0
+                sealed = self.tp.rank == 0
                 self._shared = SharedMemory("kv", size, huge_pages=True, sealed=sealed)
                 self._pool = torch.from_numpy(self._shared.array).view(dtype).view(shape)
             else:

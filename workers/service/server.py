@@ -55,7 +55,8 @@ class WorkerServer:
 
     @property
     def num_requests(self) -> int:
-        return sum(session.num_requests for session in self._sessions)
+        sessions = tuple(self._sessions)  # other threads may ask
+        return sum(session.num_requests for session in sessions)
 
     async def finish(self, timeout_s: float) -> bool:
         """Wait until nothing is under way; False when that takes longer."""
