@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -25,14 +24,8 @@ pools: {aggregated: {num_cpus: 0.5}}
 """
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 @pytest.fixture
-def environment():
+def environment(free_port):
     """What a user's shell has, for the cluster of this test."""
     own = {
         "RAY_AUTH_MODE": "token",
@@ -44,7 +37,7 @@ def environment():
 
 
 @pytest.fixture
-def cluster(environment, tmp_path):
+def cluster(environment, tmp_path, free_port):
     dashboard = environment["RAY_API_SERVER_ADDRESS"].rpartition(":")[2]
     options = [f"--port={free_port()}", f"--dashboard-port={dashboard}", "--num-cpus=2"]
     options += ["--include-dashboard=true", "--disable-usage-stats", "--block"]
@@ -82,7 +75,7 @@ def await_word(environment, word: str) -> str:
     return said
 
 
-def test_a_job_serves_until_it_is_stopped(cluster, environment, tmp_path):
+def test_a_job_serves_until_it_is_stopped(cluster, environment, tmp_path, free_port):
     config, port = tmp_path / "fleet.yaml", free_port()
     config.write_text(FLEET)
     script = str(ROOT / "examples/jobs/serve.sh")

@@ -4,7 +4,6 @@ import json
 import os
 import queue
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -29,12 +28,6 @@ pools:
 frontend: {replicas: 2}
 service: {beat_s: 0.2, silence_s: 3}
 """
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 class Command:
@@ -77,8 +70,8 @@ class Command:
 class Fleet:
     """The fleet that one `stafette serve` has started."""
 
-    def __init__(self, settings: Path) -> None:
-        self.settings, self.port = settings, free_port()
+    def __init__(self, settings: Path, port: int) -> None:
+        self.settings, self.port = settings, port
         self.url = f"http://127.0.0.1:{self.port}"
         where = ["--address", "local", "--set", f"frontend.port={self.port}"]
         self.command = Command("serve", str(settings), *where)
@@ -147,10 +140,10 @@ class Fleet:
 
 
 @pytest.fixture(scope="module")
-def fleet(tmp_path_factory):
+def fleet(tmp_path_factory, free_port):
     settings = tmp_path_factory.mktemp("fleet") / "fleet.yaml"
     settings.write_text(FLEET)
-    fleet = Fleet(settings)
+    fleet = Fleet(settings, free_port())
     processes = psutil.Process(fleet.command.process.pid).children(recursive=True)
     yield fleet
     assert fleet.command.end() == 0, "\n".join(fleet.command.said)
