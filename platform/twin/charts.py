@@ -1,5 +1,6 @@
 """Line charts as inline SVG: no script, no file beside the page."""
 
+import math
 from collections.abc import Mapping, Sequence
 from html import escape
 
@@ -9,6 +10,7 @@ WIDTH, HEIGHT = 720, 200
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 12, 26, 24
 COLOURS = ("#2563eb", "#dc2626", "#059669", "#d97706", "#7c3aed", "#0891b2")
 _LINES = 4  # across
+_LEAST = 1e-9  # a chart of less looks like one of nothing
 
 
 def line_chart(
@@ -73,7 +75,5 @@ def _round_up(value: float) -> float:
     """Return the next of 1, 2, 4, 5 or 10 times a power of ten, or 4 where all is nothing."""
     if value <= 0:
         return 4.0
-    power = 10.0 ** len(str(int(value))) / 10 if value >= 1 else 0.1
-    while power > value:
-        power /= 10
-    return next(power * step for step in (1, 2, 4, 5, 10) if power * step >= value)
+    power = 10.0 ** math.floor(math.log10(max(value, _LEAST)))
+    return next(power * step for step in (1, 2, 4, 5, 10, 20) if power * step >= value)

@@ -32,6 +32,7 @@ def environment(free_port):
         "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{free_port()}",
         "STAFETTE_TOKEN": "the token of a cluster with a job",
         "STAFETTE": str(Path(sys.executable).with_name("stafette")),
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",  # an active venv
     }
     return {name: value for name, value in os.environ.items() if "RAY" not in name} | own
 
