@@ -17,6 +17,7 @@ from stafette.kvtransfer.event_log import EventLog
 from stafette.kvtransfer.event_stream.publisher import EventPublisher, PublisherConfig
 from stafette.workers.request import OutputDelta
 from stafette.workers.service.config import ServiceConfig
+from stafette.workers.service.deliveries import Deliveries
 from stafette.workers.service.frames import Order
 from stafette.workers.service.inbox import Inbox
 from stafette.workers.service.load import load_of
@@ -45,6 +46,7 @@ class StepWorker(Served):
         self._key = key  # of the block hashes
         self._epoch = time.time_ns()
         self._events = EventPublisher(EventLog(name, self._epoch), PublisherConfig(key=events_key))
+        self._deliveries = Deliveries()
         self._left: dict[Inbox, int] = {}
         self._news = asyncio.Event()
         self._task = asyncio.create_task(self._run())
@@ -77,7 +79,7 @@ class StepWorker(Served):
         return load_of(running, "both", False)
 
     async def generate(self, order: Order) -> AsyncGenerator[OutputDelta, None]:
-        inbox, finished = Inbox(), False
+        inbox, finished = Inbox(self._deliveries), False
         self._left[inbox] = order.request.params.max_tokens or 1
         self._news.set()
         try:

@@ -18,6 +18,7 @@ from stafette.workers.mocker.core import Mocker
 from stafette.workers.mocker.host import MockHost
 from stafette.workers.mocker.news import News
 from stafette.workers.request import OutputDelta
+from stafette.workers.service.deliveries import Deliveries
 from stafette.workers.service.frames import Order
 from stafette.workers.service.inbox import Inbox
 from stafette.workers.service.load import load_of
@@ -45,6 +46,7 @@ class MockWorker(Standing):
         self._clock = clock
         self._loop = asyncio.get_running_loop()
         self._epoch = time.time_ns()
+        self._deliveries = Deliveries()
         self._inboxes: dict[str, Inbox] = {}  # by request
         self._prefills: set[asyncio.Future[Exported]] = set()
         self._dead: EngineDead | None = None
@@ -109,7 +111,7 @@ class MockWorker(Standing):
         if not order.last_resort:
             self._raise_if_draining()
         self._raise_if_dead()
-        name, inbox, finished = order.request.request_id, Inbox(), False
+        name, inbox, finished = order.request.request_id, Inbox(self._deliveries), False
         self.core.generate(order.request, order.kv_params)
         self._inboxes[name] = inbox
         try:

@@ -19,6 +19,7 @@ from stafette.workers.service import frames
 from stafette.workers.service.auth import Challenge, Greeting
 from stafette.workers.service.beats import Beats
 from stafette.workers.service.config import ServiceConfig
+from stafette.workers.service.deliveries import Deliveries
 from stafette.workers.service.frames import Order, Refusal
 from stafette.workers.service.inbox import Inbox
 from stafette.workers.service.joining import joined
@@ -52,6 +53,7 @@ class WorkerClient:
         self._channel = channel
         self._call = channel.stream_stream(f"/{SERVICE}/{METHOD}")()
         self._numbers = itertools.count()
+        self._deliveries = Deliveries()
         self._requests: dict[int, Inbox] = {}
         self._names: dict[int, str] = {}  # of these requests
         self._questions: dict[int, asyncio.Future[object]] = {}
@@ -107,7 +109,7 @@ class WorkerClient:
         Cut ends it, when `cut` was called.
         """
         self._raise_if_lost()
-        number, inbox = next(self._numbers), Inbox()
+        number, inbox = next(self._numbers), Inbox(self._deliveries)
         self._requests[number], self._names[number] = inbox, order.request.request_id
         finished = False
         try:

@@ -4,15 +4,21 @@ import asyncio
 
 from stafette.workers.errors import EngineError
 from stafette.workers.request import OutputDelta
+from stafette.workers.service.deliveries import Deliveries
 
 
 class Inbox:
     """Hands over all that has come since the last look; an error comes after what came before."""
 
-    def __init__(self) -> None:
+    def __init__(self, deliveries: Deliveries) -> None:
+        self._deliveries = deliveries
         self._deltas: list[OutputDelta] = []
         self._error: EngineError | None = None
         self._news: asyncio.Future[None] | None = None  # of the one who waits
+
+    @property
+    def unread(self) -> int:
+        return len(self._deltas)
 
     def put(self, delta: OutputDelta) -> None:
         self._deltas.append(delta)
@@ -32,5 +38,6 @@ class Inbox:
         return deltas
 
     def _wake(self) -> None:
-        if self._news is not None and not self._news.done():
-            self._news.set_result(None)
+        if self._news is not None:
+            news, self._news = self._news, None
+            self._deliveries.wake(news)

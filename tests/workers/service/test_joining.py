@@ -11,6 +11,7 @@ from stafette.workers.batch import TokenLogprobs
 from stafette.workers.errors import WorkerLost
 from stafette.workers.request import OutputDelta
 from stafette.workers.service import frames
+from stafette.workers.service.deliveries import Deliveries
 from stafette.workers.service.inbox import Inbox
 from stafette.workers.service.joining import joined
 from stafette.workers.service.outbox import Outbox
@@ -68,7 +69,7 @@ async def test_deltas_of_one_request_that_wait_are_sent_as_one():
 
 
 async def test_inbox_gives_what_has_come_and_then_the_error():
-    inbox = Inbox()
+    inbox = Inbox(Deliveries())
     reader = asyncio.create_task(inbox.next())
     await asyncio.sleep(0)
 
