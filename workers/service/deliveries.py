@@ -1,4 +1,4 @@
-"""Wakes readers in rounds: while they keep the event loop busy, more comes together for the next."""
+"""Wakes readers in rounds: while they keep the loop busy, more comes together for the next."""
 
 import asyncio
 import time
