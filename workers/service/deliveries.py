@@ -16,9 +16,14 @@ class Deliveries:
     """
 
     def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()  # which asks the system for our process each time
         self._held: list[asyncio.Future[None]] = []  # readers for whom there is something
         self._is_on = False  # a round, or the pause behind it
         self._began = 0.0
+
+    def reader(self) -> asyncio.Future[None]:
+        """Return what a reader waits on."""
+        return self._loop.create_future()
 
     def wake(self, reader: asyncio.Future[None]) -> None:
         """Let a reader know that there is something to read, at the latest after a pause."""
@@ -30,17 +35,16 @@ class Deliveries:
 
     def _begin(self) -> None:
         self._is_on, self._began = True, time.monotonic()
-        asyncio.get_running_loop().call_soon(self._wait, _TURNS)
+        self._loop.call_soon(self._wait, _TURNS)
 
     def _wait(self, turns: int) -> None:
         """Stand behind those who were woken, until they have had their turns."""
-        loop = asyncio.get_running_loop()
         if turns:
-            loop.call_soon(self._wait, turns - 1)
+            self._loop.call_soon(self._wait, turns - 1)
             return
         took_s = time.monotonic() - self._began
         if took_s > _BUSY_S:
-            loop.call_later(min(took_s, _MOST_S), self._end)
+            self._loop.call_later(min(took_s, _MOST_S), self._end)
         else:
             self._end()
 

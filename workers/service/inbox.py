@@ -32,7 +32,7 @@ class Inbox:
         while not self._deltas:
             if self._error is not None:
                 raise type(self._error)(*self._error.args)
-            self._news = asyncio.get_running_loop().create_future()
+            self._news = self._deliveries.reader()
             await self._news
         deltas, self._deltas = self._deltas, []
         return deltas
