@@ -4,15 +4,20 @@ from dataclasses import dataclass
 
 from stafette.platform.frontend.errors import InvalidSetting
 
-_ABOVE_ZERO = ("wait_s", "prefill_timeout_s", "retry_after_s", "move_timeout_s", "move_again_s")
+_ABOVE_ZERO = (
+    *("wait_s", "wake_wait_s", "prefill_timeout_s"),
+    *("retry_after_s", "move_timeout_s", "move_again_s"),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DispatchConfig:
     model: str  # by which workers and router name it
     loras: tuple[str, ...] = ()  # adapters that requests may name
+    wakes: bool = False  # there is a planner that starts workers when requests wait for one
     max_attempts: int = 8  # of one answer, each on workers that were there when it began
     wait_s: float = 30.0  # for a worker, when none can take a request
+    wake_wait_s: float = 600.0  # instead, where all are asleep and the planner wakes some
     prefill_timeout_s: float = 120.0
     retry_after_s: float = 1.0  # what a client is told when all are full
     moves_at_a_time: int = 2  # off one worker that drains: each costs its new worker a step

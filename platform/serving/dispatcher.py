@@ -20,6 +20,7 @@ from stafette.platform.serving.mover import Mover
 from stafette.platform.serving.overview import overview
 from stafette.platform.serving.placer import Placer
 from stafette.platform.serving.totals import Totals
+from stafette.platform.serving.traffic import TrafficBook
 from stafette.router.errors import UnknownReservation
 from stafette.router.hashing import PromptHasher
 from stafette.router.router import KvRouter
@@ -59,6 +60,7 @@ class Dispatcher:
         self._tokenizer = tokenizer
         self.placer = Placer(config, fleet, hasher)
         self.mover = Mover(config, fleet, self.placer)
+        self.traffic = TrafficBook()
         self._placed: OrderedDict[str, str] = OrderedDict()  # request -> its latest leg
 
     async def stream(
@@ -94,7 +96,7 @@ class Dispatcher:
         self._totals.look(self._fleet.clients.values())
         sums = self._totals.sums
         return Status(
-            ready=any(self._fleet.clients),
+            ready=any(self._fleet.clients) or self.config.wakes,
             num_running=total("running"),
             num_waiting=total("waiting"),
             kv_cache_usage=total("used_blocks") / blocks if blocks else 0.0,
@@ -111,14 +113,17 @@ class Dispatcher:
         REQUEST.set(request.request_id)
         text = AnswerText(self._tokenizer, request, index)
         course = Course(request, index, hints, text)
+        notes = self.traffic.arrive(len(request.prompt_token_ids))
         before: Leg | None = None
         losses: list[Exception] = []
         while len(losses) < self.config.max_attempts:
             leg = await self._begin(course, before)
+            notes.placed()
             before = None
             try:
                 async with aclosing(self._follow(leg)) as deltas:
                     async for delta in deltas:
+                        notes.see(delta)
                         yield delta
                 return
             except Cut:

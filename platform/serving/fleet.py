@@ -7,16 +7,17 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
-from stafette.kvtransfer.errors import KvTransferError, MalformedMessage
+from stafette.kvtransfer.errors import MalformedMessage
 from stafette.kvtransfer.event_stream.subscriber import EventSubscriber
 from stafette.kvtransfer.strict import exact, octets, text, whole
+from stafette.platform.serving.links import Links
 from stafette.router.errors import RouterError
 from stafette.router.index import CacheSpec
 from stafette.router.load import LoadReport
 from stafette.router.performance import StepReport
 from stafette.router.request import Role, WorkerSpec
 from stafette.router.router import KvRouter
-from stafette.workers.errors import RequestError, WorkerLost
+from stafette.workers.errors import RequestError
 from stafette.workers.service.client import WorkerClient
 from stafette.workers.service.config import ServiceConfig
 
@@ -33,65 +34,32 @@ _ROLES: Mapping[object, Role] = {"prefill": "prefill", "decode": "decode", "both
 class FleetConfig:
     service: ServiceConfig  # the way to the workers; its host and port mean nothing here
     introduce_timeout_s: float = 2.0
-    reconnect_s: float = 0.05  # after a worker was lost; doubles up to the next
-    max_reconnect_s: float = 2.0
 
 
-class WorkerFleet:
+class WorkerFleet(Links):
     """Follows a set of addresses: each worker is kept connected as long as it is in the set."""
 
     def __init__(
         self, frontend: str, config: FleetConfig, router: KvRouter, events: EventSubscriber
     ) -> None:
+        super().__init__(frontend, config.service)
         self.router = router
-        self.changed = asyncio.Event()  # a worker came or went; whoever waits clears it
-        self._frontend = frontend
         self._config = config
         self._events = events
         self.on_drain: Callable[[str], None] = lambda name: None  # a worker has begun to
-        self._clients: dict[str, WorkerClient] = {}
         self._draining: set[str] = set()
-        self._keepers: dict[str, tuple[str, asyncio.Task[None]]] = {}  # with the address
         self._introduced: set[tuple[int, int]] = set()  # epochs: who was told of whom
         self._steps_known: dict[int, int] = {}  # by epoch: how many steps were told
-
-    @property
-    def clients(self) -> Mapping[str, WorkerClient]:
-        return self._clients
 
     @property
     def draining(self) -> frozenset[str]:
         """Return who is there, but takes nothing new."""
         return frozenset(name for name in self._draining if self._clients[name].lost is None)
 
-    def client(self, name: str) -> WorkerClient:
-        client = self._clients.get(name)
-        if client is None:
-            raise WorkerLost("worker", name, "it is not connected")
-        return client
-
-    def follow(self, addresses: Mapping[str, str]) -> None:
-        """Take the set of workers that there should be now, by name."""
-        for name, (address, keeper) in list(self._keepers.items()):
-            if addresses.get(name) != address:
-                keeper.cancel()
-                del self._keepers[name]
-        for name, address in addresses.items():
-            if name not in self._keepers:
-                keeper = asyncio.create_task(self._keep(name, address), name=f"keep-{name}")
-                self._keepers[name] = (address, keeper)
-
     async def introduce(self, one: str, other: str) -> None:
         """Let two workers' agents know each other; WorkerLost when one of them is not there."""
         first, second = self.client(one), self.client(other)
         await asyncio.gather(self._tell(first, second), self._tell(second, first))
-
-    async def close(self) -> None:
-        keepers = [keeper for _, keeper in self._keepers.values()]
-        self._keepers.clear()
-        for keeper in keepers:
-            keeper.cancel()
-        await asyncio.gather(*keepers, return_exceptions=True)
 
     async def _tell(self, one: WorkerClient, other: WorkerClient) -> None:
         pair = (one.epoch, other.epoch)
@@ -102,43 +70,11 @@ class WorkerFleet:
             await one.ask("add_peer", metadata, self._config.introduce_timeout_s)
         self._introduced.add(pair)
 
-    async def _keep(self, name: str, address: str) -> None:
-        """Be connected; when that breaks, connect again, to whatever life is there then."""
-        pause_s = self._config.reconnect_s
-        while True:
-            ended = asyncio.Event()
-            try:
-                client = await self._connect(name, address, ended)
-            except (WorkerLost, RouterError, MalformedMessage) as error:
-                # One that is not there may come; one that does not fit was deployed wrongly.
-                level = logging.INFO if isinstance(error, WorkerLost) else logging.ERROR
-                _log.log(level, "worker %s at %s is not to be had: %s", name, address, error)
-                await asyncio.sleep(pause_s)
-                pause_s = min(2 * pause_s, self._config.max_reconnect_s)
-                continue
-            pause_s = self._config.reconnect_s
-            try:
-                await ended.wait()
-            finally:
-                self._leave(name, client)
-                await client.close()
-
-    async def _connect(self, name: str, address: str, ended: asyncio.Event) -> WorkerClient:
-        client = await WorkerClient.connect(
-            name, address, self._frontend, self._config.service, lambda *_: ended.set()
-        )
-        try:
-            self.router.register(read_spec(name, client.description))
-            self._follow_events(name, client.description)
-        except (RouterError, KvTransferError):
-            await client.close()
-            raise
-        self._clients[name] = client
+    def _enter(self, name: str, client: WorkerClient) -> None:
+        self.router.register(read_spec(name, client.description))
+        self._follow_events(name, client.description)
         client.on_load = partial(self._look_at_load, name, client)
         client.on_load()
-        self.changed.set()
-        _log.info("worker %s is there, in epoch %d", name, client.epoch)
-        return client
 
     def _follow_events(self, name: str, description: Mapping[str, object]) -> None:
         match description.get("events"):
@@ -148,18 +84,14 @@ class WorkerFleet:
                 raise MalformedMessage("events", "[address, replay address]")
 
     def _leave(self, name: str, client: WorkerClient) -> None:
-        """The worker, or our way to it, is gone: what was there is elsewhere from now on."""
-        client.on_load = _nothing
-        if self._clients.get(name) is client:
-            del self._clients[name]
+        """What was there is elsewhere from now on."""
+        if name not in self._clients:
             self._draining.discard(name)
         self._events.remove_worker(name)
         with suppress(RouterError):
             self.router.unregister(name)
         self._introduced = {p for p in self._introduced if client.epoch not in p}
         self._steps_known.pop(client.epoch, None)
-        self.changed.set()
-        _log.info("worker %s is gone: %s", name, client.lost or "nobody wants it any more")
 
     def _look_at_load(self, name: str, client: WorkerClient) -> None:
         load = client.load
@@ -257,7 +189,3 @@ def _role(value: object) -> Role:
     if role is None:
         raise MalformedMessage("role", " | ".join(str(name) for name in _ROLES))
     return role
-
-
-def _nothing() -> None:
-    pass

@@ -7,8 +7,8 @@ under way goes on, and it says itself that it takes nothing new. It is let go wh
 from collections.abc import Mapping
 from typing import Protocol
 
-from stafette.platform.serving.fleet import WorkerFleet
 from stafette.platform.serving.frontend_peers import FrontendPeers
+from stafette.platform.serving.links import Links
 
 Addresses = Mapping[str, str]  # of the workers, by name
 
@@ -24,7 +24,7 @@ class Discovery(Protocol):
 class Membership:
     """Passes a directory's workers on to a fleet, with those that leave at their own pace."""
 
-    def __init__(self, fleet: WorkerFleet) -> None:
+    def __init__(self, fleet: Links) -> None:
         self._fleet = fleet
         self._told: dict[str, str] = {}
         self._leaving: dict[str, str] = {}  # gone from the directory, but not from us

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -28,6 +28,8 @@ class Placer:
         self._fleet = fleet
         self._router = fleet.router
         self._hasher = hasher
+        self.num_waiting = 0  # answers that no worker has yet
+        self.on_waiting: Callable[[], None] = lambda: None  # one more of them
 
     async def place(self, course: Course, name: str) -> Placement:
         """Return where an answer goes from here; wait a while for a worker when there is none.
@@ -35,23 +37,16 @@ class Placer:
         One that has begun goes to a worker that drains rather than nowhere.
         """
         asked = self._asked(course, name)
-        deadline = time.monotonic() + self._config.wait_s
-        while True:
-            self._fleet.changed.clear()
-            try:
-                return self._place(course, asked)
-            except Rejected as error:
-                raise TooMany(str(error), retry_after_s=error.retry_after_s) from error
-            except NoCandidate as error:
-                draining = self._fleet.draining
-                if draining and course.begun:
-                    return Placement(name, min(draining), None, None, 0, 0.0)
-                left_s = deadline - time.monotonic()
-                if left_s <= 0:
-                    raise self._none(error) from error
-            with suppress(TimeoutError):
-                async with asyncio.timeout(min(left_s, _LOOK_AGAIN_S)):
-                    await self._fleet.changed.wait()
+        self._fleet.changed.clear()
+        found = self._look(course, asked)
+        if isinstance(found, Placement):
+            return found
+        self.num_waiting += 1
+        self.on_waiting()
+        try:
+            return await self._await_place(course, asked)
+        finally:
+            self.num_waiting -= 1
 
     def try_place(self, course: Course, name: str) -> Placement | None:
         """Return where an answer could go now."""
@@ -75,6 +70,34 @@ class Placer:
     def decision(self, name: str) -> Mapping[str, Any] | None:
         found = self._router.decisions.of(name)
         return None if found is None else found.to_dict()
+
+    async def _await_place(self, course: Course, asked: placing.Request) -> Placement:
+        began = awake = time.monotonic()
+        while isinstance(found := self._look(course, asked), NoCandidate):
+            now = time.monotonic()
+            asleep = self._config.wakes and not self._fleet.clients
+            awake = now if asleep else awake
+            left_s = self._config.wait_s - (now - awake)
+            if asleep:  # a start takes longer than a place among others
+                left_s = self._config.wake_wait_s - (now - began)
+            if left_s <= 0:
+                raise self._none(found) from found
+            with suppress(TimeoutError):
+                async with asyncio.timeout(min(left_s, _LOOK_AGAIN_S)):
+                    await self._fleet.changed.wait()
+            self._fleet.changed.clear()
+        return found
+
+    def _look(self, course: Course, asked: placing.Request) -> Placement | NoCandidate:
+        try:
+            return self._place(course, asked)
+        except Rejected as error:
+            raise TooMany(str(error), retry_after_s=error.retry_after_s) from error
+        except NoCandidate as error:
+            draining = self._fleet.draining
+            if draining and course.begun:
+                return Placement(asked.request_id, min(draining), None, None, 0, 0.0)
+            return error
 
     def _place(self, course: Course, asked: placing.Request) -> Placement:
         placement = self._router.place(asked)
