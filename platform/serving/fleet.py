@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -11,10 +11,10 @@ from stafette.kvtransfer.errors import MalformedMessage
 from stafette.kvtransfer.event_stream.subscriber import EventSubscriber
 from stafette.kvtransfer.strict import exact, octets, text, whole
 from stafette.platform.serving.links import Links
+from stafette.platform.serving.step_news import StepNews
 from stafette.router.errors import RouterError
 from stafette.router.index import CacheSpec
 from stafette.router.load import LoadReport
-from stafette.router.performance import StepReport
 from stafette.router.request import Role, WorkerSpec
 from stafette.router.router import KvRouter
 from stafette.workers.errors import RequestError
@@ -26,7 +26,6 @@ _log = logging.getLogger(__name__)
 _MAX_TEXT_BYTES = 1_024
 _MAX_METADATA_BYTES = 1 << 20
 _U63_END = 1 << 63
-_MAX_STEPS = 1_024
 _ROLES: Mapping[object, Role] = {"prefill": "prefill", "decode": "decode", "both": "both"}
 
 
@@ -49,7 +48,7 @@ class WorkerFleet(Links):
         self.on_drain: Callable[[str], None] = lambda name: None  # a worker has begun to
         self._draining: set[str] = set()
         self._introduced: set[tuple[int, int]] = set()  # epochs: who was told of whom
-        self._steps_known: dict[int, int] = {}  # by epoch: how many steps were told
+        self._steps = StepNews()
 
     @property
     def draining(self) -> frozenset[str]:
@@ -91,7 +90,7 @@ class WorkerFleet(Links):
         with suppress(RouterError):
             self.router.unregister(name)
         self._introduced = {p for p in self._introduced if client.epoch not in p}
-        self._steps_known.pop(client.epoch, None)
+        self._steps.forget(client.epoch)
 
     def _look_at_load(self, name: str, client: WorkerClient) -> None:
         load = client.load
@@ -102,17 +101,8 @@ class WorkerFleet(Links):
             self.router.set_role(name, _role(load.get("role")))
             self.router.set_state(name, draining=draining)
             self.router.report_load(name, read_load(load, client.load_at))
-            self.router.report_steps(name, self._news_of_steps(client, load))
+            self.router.report_steps(name, self._steps.of(client.epoch, load))
         self._note_draining(name, draining)
-
-    def _news_of_steps(
-        self, client: WorkerClient, load: Mapping[str, object]
-    ) -> Sequence[StepReport]:
-        """Return the steps that a worker has not told before."""
-        first, reports = read_steps(load)
-        known = self._steps_known.get(client.epoch, first)
-        self._steps_known[client.epoch] = first + len(reports)
-        return reports[max(0, known - first) :]
 
     def _note_draining(self, name: str, draining: bool) -> None:
         before = name in self._draining
@@ -157,23 +147,6 @@ def read_load(load: Mapping[str, object], at: float) -> LoadReport:
         return whole(load.get(key), key, _U63_END)
 
     return LoadReport(at, number("queued_tokens"), number("running"), number("used_blocks"))
-
-
-def read_steps(load: Mapping[str, object]) -> tuple[int, list[StepReport]]:
-    """Return the number of the first step that a worker tells of, and what it tells."""
-    match load.get("steps"):
-        case None:
-            return 0, []
-        case [first, list(rows)] if len(rows) <= _MAX_STEPS:
-            return whole(first, "first step", _U63_END), [_read_step(row) for row in rows]
-    raise MalformedMessage("steps", "[number of the first, rows]")
-
-
-def _read_step(row: object) -> StepReport:
-    match row:
-        case [float(wall_ms), int(tokens), int() | float() as pairs, int(seqs), int(kv_tokens)]:
-            return StepReport(wall_ms, tokens, float(pairs), seqs, kv_tokens)
-    raise MalformedMessage("step", "[milliseconds, tokens, pairs, sequences, KV tokens]")
 
 
 def _loras(description: Mapping[str, object]) -> frozenset[str] | None:

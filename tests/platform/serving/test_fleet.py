@@ -8,7 +8,7 @@ from benchmarks.serving.nursery import TOKEN
 from stafette.kvtransfer.errors import MalformedMessage
 from stafette.platform.frontend.errors import Unavailable
 from stafette.platform.frontend.generator import Hints
-from stafette.platform.serving.fleet import read_steps
+from stafette.platform.serving.step_news import StepNews
 from stafette.workers import LLM, SamplingParams
 from stafette.workers.errors import RequestError
 from stafette.workers.service.config import ServiceConfig
@@ -97,7 +97,7 @@ async def test_the_router_learns_how_fast_workers_are_from_each_step_once(rig):
 @pytest.mark.parametrize("steps", [3, [0], [0, [[1.0, 2]]], [-1, []], [0, [["1", 2, 3, 4, 5]]]])
 def test_steps_that_are_told_wrongly_are_malformed(steps):
     with pytest.raises(MalformedMessage):
-        read_steps({"steps": steps})
+        StepNews().of(1, {"steps": steps})
 
 
 async def test_fifty_prompts_at_once_are_answered_token_for_token_in_fp32(rig):

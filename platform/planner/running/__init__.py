@@ -1,0 +1,1 @@
+"""The planner of a fleet that runs: it observes frontends and workers, and carries plans out."""
