@@ -28,6 +28,7 @@ from stafette.platform.config_sources import (
 from stafette.platform.frontend.config import FrontendConfig
 from stafette.platform.frontend.errors import InvalidSetting
 from stafette.platform.frontend.keys import ApiKey, read_key_file, read_keys
+from stafette.platform.observability.config import MetricsConfig, TracingConfig
 from stafette.platform.planner.config import PlannerConfig
 from stafette.platform.serving.config import DispatchConfig
 from stafette.router.router import RouterConfig
@@ -47,6 +48,8 @@ _OF_WORKERS = (
     "model",
     "lora_modules",
     "log_level",
+    "metrics",
+    "tracing",
     "cluster",
     "engine",
     "service",
@@ -60,6 +63,8 @@ _OF_FRONTENDS = (
     "model",
     "lora_modules",
     "log_level",
+    "metrics",
+    "tracing",
     "cluster",
     "frontend",
     "router",
@@ -170,6 +175,8 @@ class Config:
     p2p: P2pConfig = P2pConfig()
     tiers: TiersConfig | None = None  # of each worker; a disk's folder is shared by those of a host
     discovery: DiscoveryConfig = DiscoveryConfig()
+    metrics: MetricsConfig = MetricsConfig()
+    tracing: TracingConfig = TracingConfig()
     planner: PlannerConfig = PlannerConfig()
 
     def __post_init__(self) -> None:
@@ -205,6 +212,7 @@ class Config:
         own = replace(self.pools[pool], replicas=1, role=self.role(pool))
         return Config(
             **{name: getattr(self, name) for name in _OF_WORKERS},
+            frontend=FrontendPool(served_model_name=(self.served_name,)),
             pools={pool: own, _STAND_IN: replace(own, role="both")},
         )
 
@@ -220,6 +228,12 @@ class Config:
             engine=replace(self.engine, given=known),
             pools={_STAND_IN: PoolConfig(role="both")},
         )
+
+    @property
+    def served_name(self) -> str:
+        """Return the model's name, as answers and metrics show it."""
+        names = self.frontend.served_model_name
+        return names[0] if names else Path(self.model).name or self.model
 
     @property
     def token(self) -> bytes:

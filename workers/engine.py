@@ -18,6 +18,7 @@ import torch
 from stafette.kvtransfer.blocks import Extras
 from stafette.kvtransfer.event_log import EventLog
 from stafette.kvtransfer.events import EventBatch
+from stafette.kvtransfer.histogram import Histogram
 from stafette.workers.adapters import Adapters
 from stafette.workers.batch import Batch, StepOutput
 from stafette.workers.config import EngineConfig
@@ -183,6 +184,10 @@ class Engine:
 
     def stats(self) -> EngineStats:
         return self._clock.stats(self.scheduler.stats())
+
+    @property
+    def step_seconds(self) -> Histogram:
+        return self._clock.step_seconds
 
     def close(self) -> None:
         """Free the device, once the step that runs has ended. Safe to call twice."""

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from stafette.kvtransfer.histogram import STEP_S, Histogram
+
 
 @dataclass(frozen=True, slots=True)
 class SchedulerStats:
@@ -49,12 +51,14 @@ class StepClock:
         self._tokens = 0
         self._seconds = 0.0
         self._last = (0, 0.0)
+        self.step_seconds = Histogram(STEP_S)  # others may read it
 
     def record(self, tokens: int, seconds: float) -> None:
         self._steps += 1
         self._tokens += tokens
         self._seconds += seconds
         self._last = (tokens, seconds)
+        self.step_seconds.observe(seconds)
 
     def record_all(self, tokens: int, seconds: npt.NDArray[np.float64]) -> None:
         """Add steps of as many tokens each."""
@@ -63,6 +67,8 @@ class StepClock:
         self._tokens += tokens * len(seconds)
         self._seconds = float(sums[-1])
         self._last = (tokens, float(seconds[-1]))
+        # They are nearly alike, and a simulation has millions of them.
+        self.step_seconds.observe(float(seconds.mean()), len(seconds))
 
     def stats(self, scheduler: SchedulerStats) -> EngineStats:
         tokens, seconds = self._last

@@ -33,6 +33,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--detach", action="store_true", help="leave it running on the cluster, and return"
     )
     parser.add_argument(
+        "--metrics-port",
+        type=int,
+        metavar="PORT",
+        help="where each node tells the metrics of all processes there (default: only the API's "
+        "/metrics does, of its own node)",
+    )
+    parser.add_argument(
         "--local", action="store_true", help="one engine in this process, without Ray"
     )
     parser.add_argument(
@@ -63,7 +70,10 @@ def run(arguments: argparse.Namespace) -> int:
         name = next(iter(flags))
         remedy = f"is for --local; with a fleet: --set SECTION.{name}=VALUE, or in the file"
         raise InvalidSetting(f"--{name.replace('_', '-')}", flags.get(name), remedy)
-    return _serve_fleet(load(arguments.config, arguments.set).config, arguments)
+    assignments = list(arguments.set)
+    if arguments.metrics_port is not None:
+        assignments.append(f"metrics.port={arguments.metrics_port}")
+    return _serve_fleet(load(arguments.config, assignments).config, arguments)
 
 
 def _serve_fleet(config: Config, arguments: argparse.Namespace) -> int:
@@ -75,7 +85,7 @@ def _serve_fleet(config: Config, arguments: argparse.Namespace) -> int:
     with on_ray(config, choice, tell):
         try:
             url = deploy(config, tell)
-            invite(url, _shown_model(config), has_keys)
+            invite(url, config.served_name, has_keys)
             if arguments.detach:
                 return 0
             _sleep_until_signal()
@@ -91,8 +101,3 @@ def _sleep_until_signal() -> None:
     ended = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: ended.set())
     ended.wait()
-
-
-def _shown_model(config: Config) -> str:
-    names = config.frontend.served_model_name
-    return names[0] if names else Path(config.model).name or config.model

@@ -3,7 +3,11 @@
 import argparse
 import socket
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from stafette.platform.commands.telling import invite, tell
@@ -12,9 +16,11 @@ from stafette.platform.flags import given
 from stafette.platform.frontend.config import FrontendConfig
 from stafette.platform.frontend.errors import InvalidSetting
 from stafette.platform.frontend.keys import ApiKey
+from stafette.platform.observability.config import MetricsConfig
 from stafette.workers import EngineConfig
 
 if TYPE_CHECKING:
+    from stafette.platform.observability.page import Page
     from stafette.workers import AsyncEngine
     from stafette.workers.engine import Engine
 
@@ -25,9 +31,10 @@ def run(arguments: argparse.Namespace) -> int:
     loras = [_lora(each) for each in arguments.lora]
     if loras:
         flags["enable_lora"] = True
+    metrics = MetricsConfig(port=arguments.metrics_port)
     import uvloop  # here, because --help needs none of this
 
-    uvloop.run(_serve(frontend, EngineConfig(**flags), loras))
+    uvloop.run(_serve(frontend, EngineConfig(**flags), loras, metrics))
     return 0
 
 
@@ -38,14 +45,20 @@ def _lora(given: str) -> tuple[str, str]:
     return name, path
 
 
-async def _serve(config: FrontendConfig, flags: EngineConfig, loras: list[tuple[str, str]]) -> None:
+async def _serve(
+    config: FrontendConfig,
+    flags: EngineConfig,
+    loras: list[tuple[str, str]],
+    metrics: MetricsConfig,
+) -> None:
     from stafette.platform.frontend.server import listen
 
     keys = api_keys(config)
     with listen(config) as listener:  # first: a port in use is known before a model is loaded
         engine = await _engine(flags, loras)
         try:
-            await _run(engine, config, keys, listener)
+            async with _page(engine, config, metrics) as page:
+                await _run(engine, config, keys, listener, page)
         finally:
             await engine.close()
 
@@ -70,11 +83,33 @@ def _load(name: str, path: str, engine: "Engine") -> None:
     engine.adapters.load(name, path)
 
 
+@asynccontextmanager
+async def _page(
+    engine: "AsyncEngine", config: FrontendConfig, metrics: MetricsConfig
+) -> "AsyncIterator[Page]":
+    """Tell what is counted at the API's own /metrics, and at a port of its own where it is set."""
+    from stafette.platform.observability.node import NodePage
+    from stafette.platform.observability.process import ProcessMetrics
+    from stafette.platform.observability.workers import engine_metrics
+
+    core, process = engine.engine, ProcessMetrics("local", "local")
+    name = (*config.served_model_name, Path(core.config.model).name or core.config.model)[0]
+    process.add(lambda: engine_metrics(name, engine.stats(), core.step_seconds))
+    with TemporaryDirectory(prefix="stafette-") as folder:
+        page = NodePage(process, metrics, Path(folder))
+        await page.start()
+        try:
+            yield page
+        finally:
+            await page.close()
+
+
 async def _run(
     engine: "AsyncEngine",
     config: FrontendConfig,
     keys: tuple[ApiKey, ...] | None,
     listener: socket.socket,
+    page: "Page",
 ) -> None:
     from stafette.platform.frontend.app import Frontend
     from stafette.platform.frontend.local import LocalGenerator
@@ -83,7 +118,7 @@ async def _run(
 
     core = engine.engine
     served = Served.of(config, core.config.model, core.tokenizer, core.max_model_len)
-    server = Server(Frontend(served, LocalGenerator(engine), config, keys))
+    server = Server(Frontend(served, LocalGenerator(engine), config, keys, page))
     url = address(config, listener)
     with server.stopped_by_signals():
         await server.run(listener, lambda: invite(url, served.name, keys is not None))

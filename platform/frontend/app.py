@@ -24,7 +24,7 @@ from stafette.platform.frontend.generator import Generator
 from stafette.platform.frontend.keys import ApiKey, KeyRing
 from stafette.platform.frontend.limits import Gate
 from stafette.platform.frontend.metrics.book import Metrics
-from stafette.platform.frontend.metrics.exposition import Exposition
+from stafette.platform.frontend.metrics.exposition import FrontendMetrics
 from stafette.platform.frontend.openapi import document
 from stafette.platform.frontend.plans import Planner
 from stafette.platform.frontend.routes.about import own_version
@@ -32,13 +32,15 @@ from stafette.platform.frontend.routes.services import Route, Services
 from stafette.platform.frontend.routes.table import ROUTES
 from stafette.platform.frontend.served import Served
 from stafette.platform.frontend.serving import Serving
+from stafette.platform.observability.page import OwnPage, Page
+from stafette.platform.observability.process import ProcessMetrics
 
 logger = logging.getLogger(__name__)
 _OWN_ID = re.compile(r"[\w.:-]{1,128}")
 
 
 class Frontend:
-    """The API on one generator. `keys` None: everybody may ask."""
+    """The API on one generator. `keys` None: everybody may ask. `page` is what /metrics shows."""
 
     def __init__(
         self,
@@ -46,10 +48,14 @@ class Frontend:
         generator: Generator,
         config: FrontendConfig | None = None,
         keys: tuple[ApiKey, ...] | None = None,
+        page: Page | None = None,
     ) -> None:
         self.config = config or FrontendConfig()
         self.metrics = Metrics()
         self.gate = Gate(self.config.max_in_flight, time.monotonic)
+        page = page or OwnPage(ProcessMetrics("frontend", "frontend"))
+        own = FrontendMetrics(served.name, self.metrics, lambda: self.gate.in_flight)
+        page.process.add(own.collect)
         self._keys = None if keys is None else KeyRing(keys)
         self._cors = Cors(self.config.cors_origins)
         self._routes = {(route.method, route.path): route for route in ROUTES}
@@ -62,9 +68,7 @@ class Frontend:
             serving=Serving(generator, self.metrics),
             gate=self.gate,
             metrics=self.metrics,
-            exposition=Exposition(
-                served.name, self.metrics, generator.status, lambda: self.gate.in_flight
-            ),
+            page=page,
             openapi=functools.cache(lambda: document(ROUTES, own_version(), keys is not None)),
         )
 

@@ -7,6 +7,10 @@ from stafette.kvtransfer.event_stream.link import SubscriberConfig
 from stafette.kvtransfer.event_stream.publisher import PublisherConfig
 from stafette.kvtransfer.event_stream.subscriber import EventSubscriber
 from stafette.platform.config import Config
+from stafette.platform.observability.fleet import FleetMetrics
+from stafette.platform.observability.members import node_folder
+from stafette.platform.observability.node import NodePage
+from stafette.platform.observability.process import ProcessMetrics
 from stafette.platform.serving.dispatcher import Dispatcher
 from stafette.platform.serving.fleet import FleetConfig, WorkerFleet
 from stafette.platform.serving.frontend_peers import FrontendPeers
@@ -73,6 +77,16 @@ def make_front(config: Config, name: str, host: str) -> Front:
     dispatch = config.dispatch.make(model=config.model, loras=tuple(config.lora_modules))
     dispatcher = Dispatcher(dispatch, fleet, tokenizer, PromptHasher(hashers))
     return Front(fleet, events, dispatcher, tokenizer, peers)
+
+
+def fleet_metrics(front: Front) -> FleetMetrics:
+    return FleetMetrics(front.fleet, front.dispatcher, front.events, front.peers.gossip)
+
+
+def node_page(config: Config, process: str, pool: str) -> NodePage:
+    """Return what a process shows of itself and of those beside it."""
+    folder = node_folder(config.token, config.name)
+    return NodePage(ProcessMetrics(process, pool), config.metrics, folder)
 
 
 def cache_key(config: Config) -> str:

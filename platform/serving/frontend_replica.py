@@ -16,7 +16,7 @@ from stafette.platform.config import Config, api_keys, api_settings
 from stafette.platform.frontend.app import Frontend
 from stafette.platform.frontend.served import Served
 from stafette.platform.frontend.server import Server, address, listen
-from stafette.platform.serving.assembly import Front, make_front
+from stafette.platform.serving.assembly import Front, fleet_metrics, make_front, node_page
 from stafette.platform.serving.directory_discovery import DirectoryDiscovery, open_workers_directory
 from stafette.platform.serving.loop_thread import LoopThread
 from stafette.platform.serving.membership import Discovery, Membership
@@ -86,7 +86,11 @@ class FrontendReplica:
         self._following = asyncio.create_task(membership.let_go())
         served = await self._served()
         settings = api_settings(self._config.frontend)
-        self._app = Frontend(served, self._front.dispatcher, settings, api_keys(settings))
+        self._page = node_page(self._config, self._name, "frontend")
+        self._page.process.add(fleet_metrics(self._front).collect)
+        keys = api_keys(settings)
+        self._app = Frontend(served, self._front.dispatcher, settings, keys, self._page)
+        await self._page.start()
         self._server = Server(self._app)
         started = asyncio.Event()
         self._serving = asyncio.create_task(self._server.run(self._listener, started.set))
@@ -113,6 +117,7 @@ class FrontendReplica:
     async def _end(self) -> None:
         self._server.stop()
         await self._serving
+        await self._page.close()
         self._following.cancel()
         with suppress(asyncio.CancelledError):
             await self._following

@@ -11,7 +11,9 @@ from ray import serve
 from stafette.kvtransfer.directory.directory import Directory
 from stafette.platform import logs
 from stafette.platform.config import Config
-from stafette.platform.serving.assembly import service_config, worker_config
+from stafette.platform.observability.node import NodePage
+from stafette.platform.observability.workers import WorkerMetrics
+from stafette.platform.serving.assembly import node_page, service_config, worker_config
 from stafette.platform.serving.directory_discovery import open_workers_directory, publish_worker
 from stafette.platform.serving.loop_thread import LoopThread
 from stafette.platform.serving.node import node_host
@@ -60,8 +62,16 @@ class WorkerReplica:
         self._server = await WorkerServer.start(
             self._worker, service_config(self._config, self._host)
         )
+        self._page = await self._count()
         self._directory = self._publish()
         _log.info("worker %s serves at %s", self._name, self._server.address)
+
+    async def _count(self) -> NodePage:
+        """Tell what this worker counts, with the others of this node."""
+        page = node_page(self._config, self._name, self._pool)
+        page.process.add(WorkerMetrics(self._config.served_name, self._worker.measured).collect)
+        await page.start()
+        return page
 
     def _with_folder(self, config: WorkerConfig) -> WorkerConfig:
         """Give the disk tier a folder that no other worker of this host has."""
@@ -87,6 +97,7 @@ class WorkerReplica:
             self._directory.close()
         timeout_s = self._config.pools[self._pool].drain_timeout_s
         await leave(self._worker, self._server, DrainConfig(deadline_s=timeout_s))
+        await self._page.close()
         await self._server.stop()
         await self._worker.close()
         if self._folder is not None:

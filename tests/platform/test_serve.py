@@ -16,9 +16,6 @@ from stafette.platform.commands import serve
 from stafette.platform.commands.serve import api_keys
 from stafette.platform.frontend.config import FrontendConfig
 from stafette.platform.frontend.errors import InvalidSetting
-from stafette.platform.frontend.generator import Status
-from stafette.platform.frontend.metrics.book import Metrics
-from stafette.platform.frontend.metrics.exposition import Exposition
 from stafette.platform.frontend.server import listen
 
 SMALL = ["--max-model-len", "256", "--num-kv-blocks", "32", "--max-num-seqs", "2"]
@@ -146,15 +143,3 @@ def test_every_command_line_in_the_docs_is_understood():
         parser = argparse.ArgumentParser(exit_on_error=False)
         serve.add_arguments(parser)
         assert parser.parse_args(shlex.split(line)[2:]).local
-
-
-def test_every_metric_in_the_docs_exists():
-    page = (Path(__file__).parents[2] / "docs" / "api.md").read_text()
-    named = set(re.findall(r"`((?:vllm:|stafette_)\w+)", page))
-    exposition = Exposition("m", Metrics(), Status, lambda: 0)
-
-    text = exposition.render("text/plain")[0].decode()
-
-    assert {
-        name for name in named if not re.search(rf"^# \w+ {name}\b", text, re.MULTILINE)
-    } == set()

@@ -61,7 +61,10 @@ class _Held:
 @dataclass(slots=True)
 class MovedCounters:
     nbytes: int = 0
+    pieces: int = 0  # that have arrived
     leases: int = 0  # that live
+    granted: int = 0
+    expired: int = 0
 
 
 class MockConnector(KvConnector):
@@ -208,12 +211,17 @@ class MockConnector(KvConnector):
     def _lend(self, reader: str, piece: Piece, countdown: Countdown) -> None:
         key = (reader, piece.handoff, piece.first)
         now = self._clock()
-        lease = self._agenda.at(now + self._ttl_s, partial(self._let_go, key))
+        lease = self._agenda.at(now + self._ttl_s, partial(self._expire, key))
         self._held[key] = _Held(countdown, lease, now)
         self.counters.leases += 1
+        self.counters.granted += 1
         if not self._wire.tell(reader, piece):
             _log.warning("reader %s cannot be told of blocks: nobody of that name", reader)
             self._let_go(key)
+
+    def _expire(self, key: tuple[str, str, int]) -> None:
+        self.counters.expired += 1
+        self._let_go(key)
 
     def _let_go(self, key: tuple[str, str, int]) -> None:
         held = self._held.pop(key, None)
@@ -255,6 +263,7 @@ class MockConnector(KvConnector):
             writing.discard(arrival)
             incoming.progress_at = self._clock()
             self.counters.nbytes += nbytes
+            self.counters.pieces += 1
             incoming.load.arrive(first, end)
             incoming.load.end_write()
             self._refuse(peer, piece)

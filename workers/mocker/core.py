@@ -93,7 +93,7 @@ class Mocker:
         self._open: dict[str, _Open] = {}  # by request id
         self._by_seq: dict[int, _Open] = {}
         self._last_seq_id = 0
-        self._steps = StepClock()
+        self.steps = StepClock()
         self._agenda = Agenda()
         self.connector = MockConnector(config, self._agenda, self.now, wire or NoWire())
         self.imports = Imports(self, self.connector, self._post)
@@ -228,7 +228,7 @@ class Mocker:
 
     def stats(self) -> EngineStats:
         self.settle()
-        return self._steps.stats(self.scheduler.stats())
+        return self.steps.stats(self.scheduler.stats())
 
     def reset_prefix_cache(self) -> None:
         """Forget every prefix; what runs goes on."""
@@ -345,7 +345,7 @@ class Mocker:
     def _advance(self, now: float) -> list[OutputDelta]:
         """End the oldest batch."""
         flight = self._in_flight.popleft()
-        self._steps.record(flight.batch.num_tokens, flight.output.seconds)
+        self.steps.record(flight.batch.num_tokens, flight.output.seconds)
         deltas, ended = [], []
         for progress in self.scheduler.settle(flight.batch, flight.output):
             each = self._by_seq[progress.seq_id]
@@ -427,7 +427,7 @@ class Mocker:
         if count > glide.num_settled:
             assert self._on_stretch is not None, "else nobody glides"
             stretch, seconds = glide.settle(count, self._tell_as_of)
-            self._steps.record_all(len(stretch.seq_ids), seconds)
+            self.steps.record_all(len(stretch.seq_ids), seconds)
             names = [self._by_seq[seq_id].request.request_id for seq_id in stretch.seq_ids]
             self._on_stretch(replace(stretch, request_ids=names))
 

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 
@@ -11,6 +12,9 @@ from stafette.kvtransfer.control.host import host_id
 from stafette.kvtransfer.errors import KvTransferError
 from stafette.kvtransfer.event_log import EventLog
 from stafette.kvtransfer.event_stream.publisher import EventPublisher
+from stafette.kvtransfer.leases.held import EndReason
+from stafette.kvtransfer.leases.table import LeaseCounters
+from stafette.kvtransfer.telemetry import TransferCounters
 from stafette.workers.errors import EngineDead, RequestError
 from stafette.workers.handover.exports import Exported
 from stafette.workers.mocker.config import MockerConfig
@@ -22,6 +26,7 @@ from stafette.workers.service.deliveries import Deliveries
 from stafette.workers.service.frames import Order
 from stafette.workers.service.inbox import Inbox
 from stafette.workers.service.load import load_of
+from stafette.workers.service.measured import Measured
 from stafette.workers.service.outcome import told_of
 from stafette.workers.service.preheating import preheat_request
 from stafette.workers.service.serving import Operation
@@ -106,6 +111,25 @@ class MockWorker(Standing):
             self._samples.add_work(work, seconds)
         told = load_of(self.core.stats().scheduler, self.role, self.draining)
         return {**told, "steps": self._samples.latest()}
+
+    def measured(self) -> Measured:
+        moved = self.core.connector.counters
+        ended = Counter({EndReason.EXPIRED: moved.expired})
+        ended[EndReason.RELEASED] = moved.granted - moved.leases - moved.expired
+        return Measured(
+            role=self.role,
+            draining=self.draining,
+            alive=self._dead is None,
+            engine=self.core.stats(),
+            step_seconds=self.core.steps.step_seconds,
+            imports=self.core.imports.counters,
+            exports=self.core.exports.counters,
+            transfers={"mock": TransferCounters(moved.pieces, moved.nbytes)},
+            unsettled=0,
+            leases=LeaseCounters(moved.granted, living=moved.leases, ended=ended),
+            refused_peers={},
+            tiers=None,
+        )
 
     async def generate(self, order: Order) -> AsyncGenerator[OutputDelta, None]:
         if not order.last_resort:

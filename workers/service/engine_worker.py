@@ -19,6 +19,7 @@ from stafette.kvtransfer.control.host import host_id
 from stafette.kvtransfer.errors import KvTransferError
 from stafette.kvtransfer.event_stream.publisher import EventPublisher, PublisherConfig
 from stafette.kvtransfer.tiers.config import TiersConfig
+from stafette.kvtransfer.tiers.stats import StoreStats
 from stafette.workers.async_engine import AsyncEngine
 from stafette.workers.building import build_engine
 from stafette.workers.config import EngineConfig
@@ -28,6 +29,7 @@ from stafette.workers.handover.tensor_blocks import device_blocks
 from stafette.workers.request import OutputDelta
 from stafette.workers.service.frames import Order
 from stafette.workers.service.load import load_of
+from stafette.workers.service.measured import Measured
 from stafette.workers.service.outcome import told_of
 from stafette.workers.service.preheating import preheat_request
 from stafette.workers.service.serving import Operation
@@ -134,6 +136,23 @@ class EngineWorker(Standing):
         told = load_of(self._engine.stats().scheduler, self.role, self.draining)
         return {**told, "steps": self._engine.engine.samples.latest()}
 
+    def measured(self) -> Measured:
+        moved, core = self._agent.stats(), self._engine.engine
+        return Measured(
+            role=self.role,
+            draining=self.draining,
+            alive=self._engine.is_alive,
+            engine=self._engine.stats(),
+            step_seconds=core.step_seconds,
+            imports=self._handover.imports.counters,
+            exports=self._handover.exports.counters,
+            transfers=moved.transfers,
+            unsettled=moved.unsettled,
+            leases=moved.leases,
+            refused_peers=moved.control.refused,
+            tiers=_tiers_of(self._handover.connector),
+        )
+
     async def generate(self, order: Order) -> AsyncGenerator[OutputDelta, None]:
         if not order.last_resort:
             self._raise_if_draining()
@@ -215,6 +234,13 @@ class EngineWorker(Standing):
     async def _reset_prefix_cache(self, payload: object) -> object:
         await self._engine.call(lambda engine: engine.reset_prefix_cache())
         return None
+
+
+def _tiers_of(connector: KvConnector) -> StoreStats | None:
+    for each in connector.members if isinstance(connector, MultiConnector) else ():
+        if isinstance(each, TieredConnector) and each.store is not None:
+            return each.store.stats()
+    return None
 
 
 def _with_tiers(p2p: P2pConnector, tiers: TiersConfig | None) -> KvConnector:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Literal, get_args
 
 from stafette.workers.errors import Declined, RequestError
+from stafette.workers.service.measured import Measured
 from stafette.workers.service.serving import Served
 
 Role = Literal["prefill", "decode", "both"]
@@ -29,6 +30,10 @@ class Standing(Served):
     @abstractmethod
     def num_running(self) -> int:
         """Sequences that are under way here."""
+
+    @abstractmethod
+    def measured(self) -> Measured:
+        """Return what this worker counts. Used by its event loop."""
 
     def drain(self, leave: bool = True) -> None:
         """Take nothing new; frontends are told at once, and move what is here elsewhere."""

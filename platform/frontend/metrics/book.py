@@ -1,10 +1,11 @@
 """The frontend's measurements: plain numbers, cheap to add to, since every token does."""
 
-from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Sequence
 
+from stafette.kvtransfer.histogram import Histogram
 from stafette.platform.frontend.plans import Plan
+from stafette.platform.observability.families import Bounded
 from stafette.workers.request import OutputDelta
 
 # Seconds; vLLM's bounds, so that its dashboards show ours.
@@ -24,18 +25,7 @@ _TOKENS = (
     1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000,
 )  # fmt: skip
 
-
-class Histogram:
-    """Counts values by bounds; the last count is of those above all bounds."""
-
-    def __init__(self, bounds: Sequence[float]) -> None:
-        self.bounds = tuple(bounds)
-        self.counts = [0] * (len(bounds) + 1)
-        self.sum = 0.0
-
-    def observe(self, value: float, times: int = 1) -> None:
-        self.counts[bisect_left(self.bounds, value)] += times
-        self.sum += value * times
+_MAX_TENANTS = 100  # that are told apart
 
 
 class Metrics:
@@ -54,6 +44,12 @@ class Metrics:
         self.responses: Counter[tuple[str, int]] = Counter()  # by path and status
         self.rejected: Counter[str] = Counter()  # by the error's code
         self.disconnects = 0
+        self.tenants: Counter[tuple[str, str]] = Counter()  # by API key's name and what
+        self._tenant_names = Bounded(_MAX_TENANTS)
+
+    def tenant(self, name: str) -> str:
+        """Return under which name an API key's requests are counted."""
+        return self._tenant_names.of(name or "-")
 
 
 class Meter:
@@ -61,7 +57,7 @@ class Meter:
 
     __slots__ = (
         "_arrived", "_clock", "_first", "_last", "_makes_tokens", "_metrics", "_prompt_tokens",
-        "num_finished", "tokens",
+        "_tenant", "num_finished", "tokens",
     )  # fmt: skip
 
     def __init__(
@@ -74,6 +70,7 @@ class Meter:
         self._last = 0.0
         self._prompt_tokens = plan.num_prompt_tokens
         self._makes_tokens = plan.makes_tokens
+        self._tenant = plan.hints.tenant
         self.tokens = 0
         self.num_finished = 0  # answers
 
@@ -97,6 +94,10 @@ class Meter:
         metrics.e2e_latency.observe(now - self._arrived)
         metrics.request_prompt_tokens.observe(self._prompt_tokens)
         metrics.request_generation_tokens.observe(self.tokens)
+        tenant = metrics.tenant(self._tenant)
+        metrics.tenants[tenant, "requests"] += 1
+        metrics.tenants[tenant, "prompt_tokens"] += self._prompt_tokens
+        metrics.tenants[tenant, "generation_tokens"] += self.tokens
         if self.tokens > 1:
             per_token = (self._last - self._first) / (self.tokens - 1)
             metrics.time_per_output_token.observe(per_token)

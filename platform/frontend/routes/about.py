@@ -6,6 +6,7 @@ from typing import Any
 from stafette.platform.frontend.asgi import Exchange
 from stafette.platform.frontend.errors import NotFound, Unavailable, shown, wrong
 from stafette.platform.frontend.routes.services import Services
+from stafette.platform.observability.page import CONTENT_TYPE
 from stafette.router.errors import InvalidValue
 
 _MODELS = "/v1/models/"
@@ -50,8 +51,8 @@ async def ready(services: Services, exchange: Exchange) -> None:
 
 
 async def metrics(services: Services, exchange: Exchange) -> None:
-    text, content_type = services.exposition.render(exchange.header("accept") or "")
-    await exchange.respond(200, text, ((b"content-type", content_type.encode()),))
+    text = await services.page.text()
+    await exchange.respond(200, text, ((b"content-type", CONTENT_TYPE.encode()),))
 
 
 async def workers(services: Services, exchange: Exchange) -> None:

@@ -8,11 +8,11 @@ from stafette.platform.frontend.config import FrontendConfig
 from stafette.platform.frontend.generator import Generator
 from stafette.platform.frontend.limits import Gate
 from stafette.platform.frontend.metrics.book import Metrics
-from stafette.platform.frontend.metrics.exposition import Exposition
 from stafette.platform.frontend.plans import Planner
 from stafette.platform.frontend.protocol.base import Body, Fields, parse
 from stafette.platform.frontend.served import Served
 from stafette.platform.frontend.serving import Serving
+from stafette.platform.observability.page import Page
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +24,7 @@ class Services:
     serving: Serving
     gate: Gate
     metrics: Metrics
-    exposition: Exposition
+    page: Page
     openapi: Callable[[], bytes]
 
     async def read(self, exchange: Exchange, kind: type[Body]) -> Body:

@@ -1,0 +1,80 @@
+"""The processes of one node that count something, each behind a socket in a folder they share.
+
+Whoever connects to such a socket is told what the process counts, and nothing else is said. A
+process that has died leaves a socket that refuses; whoever finds one takes it away.
+"""
+
+import asyncio
+import os
+import secrets
+import socket
+import stat
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from hashlib import blake2b
+from pathlib import Path
+
+from stafette.platform.frontend.errors import InvalidSetting
+
+_MAX_BYTES = 64 << 20  # of one process
+
+
+def node_folder(token: bytes, fleet: str) -> Path:
+    """Return the folder of a fleet on this node; only this user can look into it."""
+    base = Path(tempfile.gettempdir()) / f"stafette-{os.getuid()}"
+    for folder in (base, own := base / blake2b(token + fleet.encode(), digest_size=6).hexdigest()):
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+            raise InvalidSetting("TMPDIR", str(folder), "is not this user's alone: remove it")
+    return own
+
+
+class Member:
+    """This process among them."""
+
+    def __init__(self, folder: Path, render: Callable[[], bytes]) -> None:
+        self.path = folder / f"{os.getpid()}-{secrets.token_hex(4)}"
+        self._render = render
+        self._server: asyncio.Server | None = None
+
+    async def start(self) -> None:
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        new = self.path.with_suffix(".new")
+        listener.bind(str(new))
+        listener.listen()
+        new.rename(self.path)  # only now: who finds it can connect
+        self._server = await asyncio.start_unix_server(self._tell, sock=listener)
+
+    async def close(self) -> None:
+        if self._server is not None:
+            self._server.close()
+            await self._server.wait_closed()
+        self.path.unlink(missing_ok=True)
+
+    async def _tell(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(self._render())
+        with suppress(ConnectionError):
+            await writer.drain()
+        writer.close()
+
+
+async def ask(paths: Sequence[Path], timeout_s: float) -> list[bytes | None]:
+    """Return what each of them tells; None of one that does not, b"" of one that is dead."""
+    return await asyncio.gather(*(_ask(path, timeout_s) for path in paths))
+
+
+async def _ask(path: Path, timeout_s: float) -> bytes | None:
+    try:
+        async with asyncio.timeout(timeout_s):
+            reader, writer = await asyncio.open_unix_connection(path, limit=_MAX_BYTES)
+            try:
+                return await reader.read(-1)
+            finally:
+                writer.close()
+    except (ConnectionRefusedError, FileNotFoundError):
+        path.unlink(missing_ok=True)
+        return b""
+    except (OSError, TimeoutError):
+        return None

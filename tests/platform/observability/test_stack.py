@@ -1,0 +1,41 @@
+"""A running stack counts what it does, and one page of its node tells all of it."""
+
+import asyncio
+
+from tests.platform.observability.asking import get, value
+from tests.platform.observability.conftest import PROMPT
+
+
+async def test_one_page_tells_of_frontend_workers_transfers_and_router(make_stack):
+    stack = await make_stack()
+    stack.keep_apart("p0", "d0")
+    await stack.complete()
+    await stack.complete()
+    await asyncio.to_thread(get, f"{stack.url}/health")
+
+    text = await asyncio.to_thread(get, f"{stack.url}/metrics")
+
+    assert value(text, "vllm:prompt_tokens_total") == 2 * len(PROMPT)
+    assert value(text, "stafette_tenant_total", tenant="alice", what="generation_tokens") == 16
+    assert value(text, "stafette_dispatch_total", what="handed_over") == 2
+    assert value(text, "stafette_handover_tokens_total", process="d0", way="pulled") >= 300
+    assert value(text, "stafette_transfer_bytes_total", process="d0", transport="mock") > 0
+    assert value(text, "stafette_leases_ended_total", process="p0", reason="released") > 0
+    assert value(text, "stafette_worker_step_seconds_count", process="p0") > 0
+    assert value(text, "vllm:prefix_cache_queries_total", process="p0", model_name="smollm2") > 0
+    assert value(text, "stafette_router_decisions_total", result="placed") == 2
+    assert value(text, "stafette_workers", role="prefill", draining="false") == 1
+    assert value(text, "vllm:num_requests_running") == 0
+    assert "cmpl-" not in text  # no request's id
+
+
+async def test_a_worker_that_is_killed_disappears_from_the_page(make_stack):
+    stack = await make_stack({"b0": "both"})
+    await stack.complete()
+    assert value((await stack.page.text()).decode(), "stafette_worker_alive", process="b0") == 1
+
+    await stack.kill_workers()
+
+    text = (await stack.page.text()).decode()
+    assert "stafette_worker_alive" not in text
+    assert value(text, "vllm:generation_tokens_total") == 8
