@@ -8,6 +8,7 @@ import sys
 
 from stafette.kvtransfer.errors import KvTransferError
 from stafette.platform.commands import (
+    bench,
     chat,
     config,
     estimate,
@@ -26,6 +27,7 @@ from stafette.platform.extras import extra_with
 from stafette.workers.errors import EngineError
 
 COMMANDS = {
+    "bench": bench,
     "chat": chat,
     "config": config,
     "estimate": estimate,

@@ -24,7 +24,7 @@ def draw_profile(document: Document, folder: Path, stem: str) -> list[Path]:
         points = [point for point in document.points if point.kind == kind]
         if not points:
             continue
-        with _axes(folder / f"{stem}-{name}.png") as axes:
+        with axes_of(folder / f"{stem}-{name}.png") as axes:
             for series, own in _grouped(points, place).items():
                 xs = [x for x, _ in own]
                 dots = axes.plot(xs, [point.ms for _, point in own], "o", label=series)
@@ -40,7 +40,7 @@ def draw_profile(document: Document, folder: Path, stem: str) -> list[Path]:
 
 def draw_pareto(path: Path, title: str, fronts: Mapping[str, Curve], chosen: Curve) -> None:
     """Draw tokens/s of a GPU against tokens/s that each user sees."""
-    with _axes(path) as axes:
+    with axes_of(path) as axes:
         for name, curve in fronts.items():
             axes.plot([x for x, _ in curve], [y for _, y in curve], "o-", markersize=3, label=name)
         axes.plot([x for x, _ in chosen], [y for _, y in chosen], "k*", markersize=12)
@@ -74,7 +74,7 @@ def _title(document: Document, name: str) -> str:
 
 
 @contextmanager
-def _axes(path: Path) -> Iterator[Any]:
+def axes_of(path: Path) -> Iterator[Any]:
     try:
         import matplotlib
     except ModuleNotFoundError:

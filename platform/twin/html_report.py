@@ -21,11 +21,15 @@ def html_of(results: Results, name: str) -> str:
         f"<tr><td>{escape(what)}</td><td>{escape(value)}</td></tr>"
         for what, value in summary_rows(results)
     )
-    title = escape(f"Simulation: {name}")
+    return page_of(f"Simulation: {name}", f"<table>{rows}</table>{''.join(_charts(results))}")
+
+
+def page_of(title: str, body: str) -> str:
+    """Return a whole page around a body that is HTML already."""
+    shown = escape(title)
     return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
-        f"<style>{_STYLE}</style></head><body><h1>{title}</h1><table>{rows}</table>"
-        f"{''.join(_charts(results))}</body></html>\n"
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{shown}</title>'
+        f"<style>{_STYLE}</style></head><body><h1>{shown}</h1>{body}</body></html>\n"
     )
 
 

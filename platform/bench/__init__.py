@@ -1,0 +1,1 @@
+"""Loads a server that speaks OpenAI's API, measures how it answers, and says what to set."""

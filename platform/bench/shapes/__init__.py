@@ -1,0 +1,1 @@
+"""The load shapes: each says what comes, and when."""
