@@ -61,10 +61,11 @@ async def test_an_answer_goes_on_elsewhere_with_its_kv(rig, expected, way):
 async def test_logprobs_go_on_as_they_were(rig):
     await rig.start("d0", "d1", step_s=0.02)
     found = []
+    drawn = {"logprobs": 3, "temperature": 0.8, "seed": 5}
     for name, count in (("calm", 10**6), ("r", 10)):
         terminate = Once(count, lambda: rig.workers[rig.chosen()].terminate())
         scores = []
-        request = rig.request(name, STORY, max_tokens=40, logprobs=3, temperature=0.8, seed=5)
+        request = rig.request(name, STORY, max_tokens=40, ignore_eos=True, **drawn)
         async for deltas in rig.dispatcher.stream(request, Hints()):
             scores += [score for delta in deltas for score in delta.logprobs or ()]
             terminate(len(scores))
