@@ -17,6 +17,7 @@ from stafette.kvtransfer.connectors.p2p.config import P2pConfig
 from stafette.kvtransfer.directory.config import DirectoryConfig
 from stafette.kvtransfer.directory.etcd.config import EtcdConfig
 from stafette.kvtransfer.tiers.config import TiersConfig
+from stafette.platform.config_checks import check_mocks, check_planner
 from stafette.platform.config_reading import Part, PartOf, Reader, Wrong
 from stafette.platform.config_sources import (
     Settings,
@@ -34,6 +35,7 @@ from stafette.platform.serving.config import DispatchConfig
 from stafette.router.router import RouterConfig
 from stafette.workers.config import EMBEDDED_MODEL, EngineConfig
 from stafette.workers.errors import ConfigError
+from stafette.workers.mocker.speed_profile import Profile
 from stafette.workers.service.config import MIN_TOKEN_BYTES, ServiceConfig
 from stafette.workers.service.standing import Role
 
@@ -73,7 +75,18 @@ _OF_FRONTENDS = (
     "discovery",
 )
 _ENGINE = PartOf(EngineConfig, "model", "prefix_cache_key", "share_kv_memory")
-_DISPATCH = PartOf(DispatchConfig, "model", "loras")
+_OF_PLANNER = (
+    "name",
+    "model",
+    "log_level",
+    "cluster",
+    "engine",
+    "pools",
+    "service",
+    "discovery",
+    "planner",
+)
+_DISPATCH = PartOf(DispatchConfig, "model", "loras", "wakes")
 _ETCD = PartOf(EtcdConfig, "ca_cert", "client_cert", "client_key")
 _SERVICE = PartOf(
     ServiceConfig,
@@ -115,6 +128,8 @@ class PoolConfig:
     env: Mapping[str, str] = field(default_factory=dict)  # of the process
     worker_class: str = ""  # those of one class are equally fast; "": the pool's name
     drain_timeout_s: float = 60.0  # for what is under way when a replica is stopped
+    profile: str | None = None  # a JSON file of the workers' speed, for the planner
+    mock: Profile | None = None  # workers without a model, and how fast they pretend to be
     engine: Annotated[Part[EngineConfig], _ENGINE] = _ENGINE.empty()  # over the common ones
 
     def __post_init__(self) -> None:
@@ -186,7 +201,8 @@ class Config:
             raise InvalidSetting("start_timeout_s", self.start_timeout_s, "must be above 0")
         self._check_roles()
         self._check_loras()
-        self._check_planner()
+        check_planner(self)
+        check_mocks(self)
         self._check_parts()
         sizes = {name: self.engine_flags(name).block_size for name in self.pools}
         if len(set(sizes.values())) > 1:
@@ -209,7 +225,7 @@ class Config:
 
     def for_workers(self, pool: str) -> "Config":
         """Return what the workers of a pool need to know, and no more."""
-        own = replace(self.pools[pool], replicas=1, role=self.role(pool))
+        own = replace(self.pools[pool], replicas=1, role=self.role(pool), profile=None)
         return Config(
             **{name: getattr(self, name) for name in _OF_WORKERS},
             frontend=FrontendPool(served_model_name=(self.served_name,)),
@@ -223,11 +239,18 @@ class Config:
         lengths = [each.max_model_len for each in flags]
         if None not in lengths:  # else the workers tell it
             known["max_model_len"] = min(filter(None, lengths))
+        wakes = {"wakes": self.planner.mode == "on"}
+        shared = {name: getattr(self, name) for name in _OF_FRONTENDS}
+        shared["dispatch"] = replace(self.dispatch, given={**self.dispatch.given, **wakes})
         return Config(
-            **{name: getattr(self, name) for name in _OF_FRONTENDS},
+            **shared,
             engine=replace(self.engine, given=known),
             pools={_STAND_IN: PoolConfig(role="both")},
         )
+
+    def for_planner(self) -> "Config":
+        """Return what the planner needs to know, and no more."""
+        return Config(**{name: getattr(self, name) for name in _OF_PLANNER})
 
     @property
     def served_name(self) -> str:
@@ -274,15 +297,6 @@ class Config:
             except Wrong as error:
                 last = error.field.rpartition(".")[2]
                 raise InvalidSetting(f"{name}.{last}", error.value, error.remedy) from None
-
-    def _check_planner(self) -> None:
-        if self.planner.mode != "off":
-            remedy = "must be off: only the digital twin's fleets are planned as yet"
-            raise InvalidSetting("planner.mode", self.planner.mode, remedy)
-        for name in self.planner.pools:
-            if name not in self.pools:
-                remedy = f"is no pool; there are: {', '.join(self.pools)}"
-                raise InvalidSetting("planner.pools", name, remedy)
 
     def _check_loras(self) -> None:
         served = self.frontend.served_model_name or (self.model,)

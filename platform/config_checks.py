@@ -1,0 +1,60 @@
+"""What parts of the one tree of settings must not say of each other."""
+
+from typing import TYPE_CHECKING
+
+from stafette.platform.frontend.errors import InvalidSetting
+from stafette.workers.errors import ConfigError
+from stafette.workers.mocker.config import MockerConfig
+
+if TYPE_CHECKING:
+    from stafette.platform.config import Config
+
+
+def check_planner(config: "Config") -> None:
+    planned = config.planner.pools
+    for name in planned:
+        if name not in config.pools:
+            remedy = f"is no pool; there are: {', '.join(config.pools)}"
+            raise InvalidSetting("planner.pools", name, remedy)
+    if config.planner.mode == "off":
+        return
+    if not planned:
+        remedy = f"must name those whose size is planned, of {', '.join(config.pools)}"
+        raise InvalidSetting("planner.pools", "{}", remedy)
+    for name, limits in planned.items():
+        replicas = config.pools[name].replicas
+        if not limits.min_replicas <= replicas <= limits.max_replicas:
+            bounds = f"{limits.min_replicas}..{limits.max_replicas}"
+            remedy = f"must be in {bounds}, the bounds of planner.pools.{name}"
+            raise InvalidSetting(f"pools.{name}.replicas", replicas, remedy)
+    _check_sleep(config)
+
+
+def check_mocks(config: "Config") -> None:
+    mocks = [name for name, pool in config.pools.items() if pool.mock is not None]
+    if not mocks:
+        return
+    for name, pool in config.pools.items():
+        if pool.mock is None:
+            remedy = f"must be given, as in {mocks[0]}: only mock workers take KV from mock workers"
+            raise InvalidSetting(f"pools.{name}.mock", None, remedy)
+        try:
+            flags = config.engine_flags(name)
+            MockerConfig(name=name, role=config.role(name), engine=flags, profile=pool.mock)
+        except ConfigError as error:
+            where = f"pools.{name}.engine.{error.field}"
+            raise InvalidSetting(where, error.value, error.remedy) from None
+    if config.tiers is not None:
+        raise InvalidSetting("tiers", "given", "must be left out: mock workers have none")
+
+
+def _check_sleep(config: "Config") -> None:
+    """Refuse a fleet without workers whose frontends would have nobody to ask for their limits."""
+    least = [
+        config.planner.pools[name].min_replicas if name in config.planner.pools else pool.replicas
+        for name, pool in config.pools.items()
+    ]
+    lengths = [config.engine_flags(name).max_model_len for name in config.pools]
+    if not any(least) and None in lengths:
+        remedy = "must be given where all pools may be empty: there is no worker to tell it"
+        raise InvalidSetting("engine.max_model_len", None, remedy)
