@@ -122,6 +122,12 @@ def load_profile(path: Path) -> Profile:
     return Profile.read(path)
 
 
+def subject_of(path: Path) -> Mapping[str, Any]:
+    """Return what a profile says that it is of; a plain one says nothing."""
+    told = _read_object(path)
+    return read_document(path).subject if "format" in told else {}
+
+
 def _limits(told: dict[str, Any]) -> Limits:
     known = [each.name for each in fields(Limits)]
     for name, value in told.items():

@@ -42,7 +42,7 @@ class DirectoryDiscovery:
         self._directory = directory
         self._addresses: dict[str, str] = {}
 
-    def start(self, membership: Membership, frontends: FrontendPeers) -> None:
+    def start(self, membership: Membership, frontends: FrontendPeers | None) -> None:
         loop = asyncio.get_running_loop()
 
         def tell(take: Callable[[PeerEvent], None], event: PeerEvent) -> None:
@@ -50,12 +50,15 @@ class DirectoryDiscovery:
             with suppress(RuntimeError):  # the loop has ended
                 loop.call_soon_threadsafe(take, event)
 
+        take = partial(self._take, membership)
+        self._directory.watch(partial(tell, take), labels={_KIND: _WORKER})
+        if frontends is None:
+            return
+
         def meet(event: PeerEvent) -> None:
             if not isinstance(event, Left):
                 frontends.meet([event.record.labels[_ADDRESS]])
 
-        take = partial(self._take, membership)
-        self._directory.watch(partial(tell, take), labels={_KIND: _WORKER})
         self._directory.watch(partial(tell, meet), labels={_KIND: _FRONTEND})
         labels = {_KIND: _FRONTEND, _ADDRESS: frontends.address}
         record = PeerRecord(time.time_ns(), _NOTHING, labels)

@@ -14,9 +14,12 @@ Addresses = Mapping[str, str]  # of the workers, by name
 
 
 class Discovery(Protocol):
-    """Tells who is there, workers and other frontends, in the event loop that calls `start`."""
+    """Tells who is there, workers and other frontends, in the event loop that calls `start`.
 
-    def start(self, membership: "Membership", frontends: FrontendPeers) -> None: ...
+    `frontends` None: whoever asks is no frontend, and need not know them.
+    """
+
+    def start(self, membership: "Membership", frontends: FrontendPeers | None) -> None: ...
 
     async def close(self) -> None: ...
 

@@ -31,14 +31,15 @@ class ServeDiscovery:
         self._addresses: dict[str, dict[str, str]] = {}  # by deployment
         self._client: LongPollClient | None = None
 
-    def start(self, membership: Membership, frontends: FrontendPeers) -> None:
+    def start(self, membership: Membership, frontends: FrontendPeers | None) -> None:
         key = LongPollNamespace.DEPLOYMENT_TARGETS
         listeners: dict[Any, Callable[[Any], None]] = {
             (key, DeploymentID(name, self._app)): partial(self._take, membership, name)
             for name in self._deployments
         }
-        own = (key, DeploymentID(self._own, self._app))
-        listeners[own] = lambda info: frontends.meet(_gossip_addresses(info))
+        if frontends is not None:
+            own = (key, DeploymentID(self._own, self._app))
+            listeners[own] = lambda info: frontends.meet(_gossip_addresses(info))
         client = _get_global_client()
         assert client is not None, "a replica has a controller"
         loop, who = asyncio.get_running_loop(), f"stafette-{self._app}"

@@ -1,0 +1,65 @@
+"""The pools of a fleet as the planner knows them before their workers have said anything."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from stafette.platform.config import Config
+from stafette.platform.frontend.errors import InvalidSetting
+from stafette.platform.planner.config import PoolLimits
+from stafette.platform.planner.engine_model import EngineModel
+from stafette.platform.planner.pool_spec import PoolSpec
+from stafette.platform.profiling.document import load_profile, subject_of
+from stafette.workers.mocker.speed_profile import Profile
+
+
+def pool_specs(config: Config) -> dict[str, PoolSpec]:
+    """Return all pools; those that are not planned may only have the size that they have."""
+    return {
+        name: PoolSpec(
+            role=config.role(name),
+            limits=config.planner.pools.get(name) or _fixed(config.pools[name].replicas),
+            worker_class=config.pools[name].worker_class or name,
+            model=engine_model(config, name),
+        )
+        for name in config.pools
+    }
+
+
+def engine_model(config: Config, pool: str) -> EngineModel:
+    """Return what a pool's profile and flags say; what they do not say has its default."""
+    flags, default = config.engine_flags(pool), EngineModel()
+    blocks = flags.num_kv_blocks
+    return EngineModel.of_profile(
+        _speed(config, pool),
+        blocks * flags.block_size if blocks else default.kv_tokens,
+        flags.max_num_seqs,
+        flags.max_num_batched_tokens,
+        flags.block_size,
+    )
+
+
+def check_profile_model(path: Path, subject: Mapping[str, object], model: str) -> None:
+    """InvalidSetting when a profile says that it is another model's."""
+    told = subject.get("model")
+    if isinstance(told, str) and _short(told) != _short(model):
+        remedy = f"is of {told}, and the fleet serves {model}: measure that, or leave it out"
+        raise InvalidSetting("planner profile", str(path), remedy)
+
+
+def _speed(config: Config, pool: str) -> Profile:
+    own = config.pools[pool]
+    if own.profile is None:
+        return own.mock or Profile()
+    path = Path(own.profile)
+    check_profile_model(path, subject_of(path), config.model)
+    return load_profile(path)
+
+
+def _fixed(replicas: int) -> PoolLimits:
+    return PoolLimits(min_replicas=replicas, max_replicas=replicas)
+
+
+def _short(model: str) -> str:
+    """Return a model's name without its folder, its owner, or its file's ending."""
+    name = model.rstrip("/").rpartition("/")[2]
+    return name.removesuffix(".gguf").lower()
