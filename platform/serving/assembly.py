@@ -1,10 +1,9 @@
-"""Makes the parts of a fleet from the one tree of settings: workers, and frontends."""
+"""Makes a frontend's parts, and what it shares with workers, from the one tree of settings."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from hashlib import blake2b
 
 from stafette.kvtransfer.event_stream.link import SubscriberConfig
-from stafette.kvtransfer.event_stream.publisher import PublisherConfig
 from stafette.kvtransfer.event_stream.subscriber import EventSubscriber
 from stafette.platform.config import Config
 from stafette.platform.observability.fleet import FleetMetrics
@@ -17,9 +16,7 @@ from stafette.platform.serving.frontend_peers import FrontendPeers
 from stafette.router.hashing import Hashers, PromptHasher
 from stafette.router.router import KvRouter
 from stafette.router.sharing import Sharing
-from stafette.workers.config import EngineConfig
 from stafette.workers.service.config import ServiceConfig
-from stafette.workers.service.engine_worker import WorkerConfig
 from stafette.workers.weights.opening import open_tokenizer
 from stafette.workers.weights.tokenizer import Tokenizer
 
@@ -40,24 +37,6 @@ class Front:
         await self.peers.close()
         await self.fleet.close()
         self.events.close()
-
-
-def worker_config(config: Config, pool: str, name: str, host: str) -> WorkerConfig:
-    """Return what one worker of a pool is told; it listens on `host`."""
-    loopback = f"tcp://{host}:*"
-    return WorkerConfig(
-        name=name,
-        role=config.role(pool),
-        engine=_with_key(config.engine_flags(pool), config),
-        agent=config.transfer.make(
-            name=name, token=config.token, host=host, compatibility=config.model
-        ),
-        p2p=config.p2p,
-        events=PublisherConfig(address=loopback, replay_address=loopback, key=config.token),
-        worker_class=config.pools[pool].worker_class or pool,
-        loras=config.lora_modules,
-        tiers=config.tiers,
-    )
 
 
 def service_config(config: Config, host: str = "127.0.0.1") -> ServiceConfig:
@@ -92,7 +71,3 @@ def node_page(config: Config, process: str, pool: str) -> NodePage:
 def cache_key(config: Config) -> str:
     """Return the key of the block hashes: of the token, but not telling it."""
     return blake2b(config.token, digest_size=_KEY_BYTES, person=b"stafette-blocks").hexdigest()
-
-
-def _with_key(flags: EngineConfig, config: Config) -> EngineConfig:
-    return replace(flags, prefix_cache_key=cache_key(config))

@@ -9,17 +9,18 @@ from dataclasses import replace
 from ray import serve
 
 from stafette.kvtransfer.directory.directory import Directory
+from stafette.kvtransfer.tiers.config import TiersConfig
 from stafette.platform import logs
 from stafette.platform.config import Config
 from stafette.platform.observability.node import NodePage
 from stafette.platform.observability.workers import WorkerMetrics
-from stafette.platform.serving.assembly import node_page, service_config, worker_config
+from stafette.platform.serving.assembly import node_page, service_config
 from stafette.platform.serving.directory_discovery import open_workers_directory, publish_worker
 from stafette.platform.serving.loop_thread import LoopThread
 from stafette.platform.serving.node import node_host
 from stafette.platform.serving.tier_folder import TierFolder
+from stafette.platform.serving.worker_making import WorkerMaker
 from stafette.workers.errors import EngineDead
-from stafette.workers.service.engine_worker import EngineWorker, WorkerConfig
 from stafette.workers.service.life import DrainConfig, leave
 from stafette.workers.service.server import WorkerServer
 
@@ -45,7 +46,7 @@ class WorkerReplica:
         return {"name": self._name, "address": self._server.address, "pool": self._pool}
 
     def check_health(self) -> None:
-        if not self._worker.engine.is_alive:
+        if not self._worker.is_alive:
             raise EngineDead("engine", "dead", "this replica is to be replaced")
         if self._worker.retiring and not (self._server.num_requests or self._worker.num_pinned):
             raise EngineDead("worker", self._name, "was told to retire, and is empty")
@@ -56,9 +57,8 @@ class WorkerReplica:
         self._loop.stop()
 
     async def _start(self) -> None:
-        config = worker_config(self._config, self._pool, self._name, self._host)
-        config = self._with_folder(config)
-        self._worker = await EngineWorker.start(config)
+        maker = WorkerMaker(self._config, self._pool, self._name, self._host)
+        self._worker = await maker.make(self._tiers())
         self._server = await WorkerServer.start(
             self._worker, service_config(self._config, self._host)
         )
@@ -73,13 +73,13 @@ class WorkerReplica:
         await page.start()
         return page
 
-    def _with_folder(self, config: WorkerConfig) -> WorkerConfig:
+    def _tiers(self) -> TiersConfig | None:
         """Give the disk tier a folder that no other worker of this host has."""
-        if config.tiers is None or config.tiers.disk is None:
-            return config
-        self._folder = TierFolder(config.tiers.disk.folder, self._pool)
-        disk = replace(config.tiers.disk, folder=self._folder.path)
-        return replace(config, tiers=replace(config.tiers, disk=disk))
+        tiers = self._config.tiers
+        if tiers is None or tiers.disk is None:
+            return tiers
+        self._folder = TierFolder(tiers.disk.folder, self._pool)
+        return replace(tiers, disk=replace(tiers.disk, folder=self._folder.path))
 
     def _publish(self) -> Directory | None:
         if self._config.discovery.backend != "etcd":

@@ -79,6 +79,10 @@ class MockWorker(Standing):
         return self.core.stats().scheduler.num_running
 
     @property
+    def is_alive(self) -> bool:
+        return self._dead is None
+
+    @property
     def num_pinned(self) -> int:
         """Blocks that others may be reading."""
         return self.core.exports.counters.num_pinned

@@ -105,6 +105,10 @@ class EngineWorker(Standing):
         return self._engine.stats().scheduler.num_running
 
     @property
+    def is_alive(self) -> bool:
+        return self._engine.is_alive
+
+    @property
     def num_pinned(self) -> int:
         """Blocks that others may be reading."""
         return self._handover.exports.counters.num_pinned

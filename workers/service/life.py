@@ -9,8 +9,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from stafette.workers.errors import ConfigError
-from stafette.workers.service.engine_worker import EngineWorker
 from stafette.workers.service.server import WorkerServer
+from stafette.workers.service.standing import Standing
 
 _log = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ class DrainConfig:
                 raise ConfigError(f"drain.{name}", getattr(self, name), "must be at least 0")
 
 
-async def live(worker: EngineWorker, server: WorkerServer, config: DrainConfig) -> bool:
+async def live(worker: Standing, server: WorkerServer, config: DrainConfig) -> bool:
     """Serve until told to leave, by `drain` or SIGTERM; end; return whether nothing was cut off.
 
     A second SIGTERM ends it at once.
@@ -45,7 +45,7 @@ async def live(worker: EngineWorker, server: WorkerServer, config: DrainConfig) 
 
 
 async def leave(
-    worker: EngineWorker,
+    worker: Standing,
     server: WorkerServer,
     config: DrainConfig,
     now: asyncio.Event | None = None,
@@ -67,7 +67,7 @@ async def leave(
     return empty
 
 
-async def _empty(worker: EngineWorker, server: WorkerServer, config: DrainConfig) -> bool:
+async def _empty(worker: Standing, server: WorkerServer, config: DrainConfig) -> bool:
     deadline = time.monotonic() + config.deadline_s
     busy_at = time.monotonic()
     while True:
@@ -85,7 +85,7 @@ async def _empty(worker: EngineWorker, server: WorkerServer, config: DrainConfig
 
 
 @contextmanager
-def _sigterm(worker: EngineWorker, now: asyncio.Event) -> Iterator[None]:
+def _sigterm(worker: Standing, now: asyncio.Event) -> Iterator[None]:
     loop = asyncio.get_running_loop()
 
     def told() -> None:

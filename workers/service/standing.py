@@ -31,6 +31,24 @@ class Standing(Served):
     def num_running(self) -> int:
         """Sequences that are under way here."""
 
+    @property
+    @abstractmethod
+    def is_alive(self) -> bool:
+        """Return whether it can still serve. Any thread may ask."""
+
+    @property
+    @abstractmethod
+    def num_pinned(self) -> int:
+        """Blocks that others may be reading."""
+
+    @abstractmethod
+    def relieve(self) -> None:
+        """Take back a lease whose reader has had time enough."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """End what is under way, and give everything back."""
+
     @abstractmethod
     def measured(self) -> Measured:
         """Return what this worker counts. Used by its event loop."""
