@@ -13,10 +13,13 @@ from ray.serve import Application, Deployment
 
 from stafette.platform.config import Config, FrontendPool, PoolConfig, load, load_mapping
 from stafette.platform.frontend.routes.about import own_version
+from stafette.platform.planner.running.planner_replica import PlannerReplica
+from stafette.platform.planner.running.specs import pool_specs
 from stafette.platform.serving.frontend_replica import FrontendReplica
 from stafette.platform.serving.worker_replica import WorkerReplica
 
 FRONTEND = "Frontend"
+PLANNER = "Planner"
 
 _SPARE_S = 15.0  # after what is under way: for closing, before Ray kills the process
 _MANY = 1_000  # of Serve's own requests: none of ours is one
@@ -35,7 +38,10 @@ def application(config: Config) -> Application:
     """Tell each little: Serve replaces a deployment's replicas when what they are told changes."""
     workers = [_worker(config, pool) for pool in config.pools]
     told = config.for_frontends()
-    return _frontend(config.frontend, told).bind(told, *workers)
+    deployment = _frontend(config.frontend, told)
+    if config.planner.mode == "off":
+        return deployment.bind(told, *workers)
+    return deployment.bind(told, *workers, planner=_planner(config))
 
 
 def deployment_name(pool: str) -> str:
@@ -53,6 +59,22 @@ def _worker(config: Config, pool: str) -> Application:
     told = config.for_workers(pool)
     deployment = _deployment(WorkerReplica, deployment_name(pool), own, actor)
     return _versioned(deployment, told).bind(told, pool)
+
+
+def _planner(config: Config) -> Application:
+    told, specs = config.for_planner(), pool_specs(config)
+    deployment = serve.deployment(
+        name=PLANNER,
+        num_replicas=1,  # two would undo each other's work
+        ray_actor_options={"num_cpus": config.planner.num_cpus},
+        max_ongoing_requests=_MANY,
+        health_check_period_s=1.0,
+        health_check_timeout_s=15.0,
+        graceful_shutdown_wait_loop_s=0.1,
+        graceful_shutdown_timeout_s=_SPARE_S,
+    )(PlannerReplica)
+    names = {pool: deployment_name(pool) for pool in config.pools}
+    return _versioned(deployment, told).bind(told, specs, names, FRONTEND)
 
 
 def _frontend(own: FrontendPool, told: Config) -> Deployment:

@@ -6,6 +6,7 @@ import re
 import secrets
 import time
 from contextlib import nullcontext
+from dataclasses import replace
 
 from stafette.platform.frontend.asgi import Exchange, Receive, Scope, Send, encoded
 from stafette.platform.frontend.config import FrontendConfig
@@ -20,6 +21,7 @@ from stafette.platform.frontend.errors import (
     as_api_error,
     shown,
 )
+from stafette.platform.frontend.fleet_planner import FleetPlanner
 from stafette.platform.frontend.generator import Generator
 from stafette.platform.frontend.keys import ApiKey, KeyRing
 from stafette.platform.frontend.limits import Gate
@@ -79,6 +81,10 @@ class Frontend:
             await self._answer(Exchange(scope, receive, send))
         else:
             await send({"type": "websocket.close", "code": 1003})
+
+    def show_planner(self, planner: FleetPlanner) -> None:
+        """Answer for whoever sizes the fleet."""
+        self._services = replace(self._services, fleet_planner=planner)
 
     def drain(self) -> None:
         """Take no new requests; those in flight go on."""

@@ -73,6 +73,7 @@ class PlannerConfig:
     idle_s: float = 300.0  # without any request, before pools with min_replicas = 0 are emptied
     drain_backlog_s: float = 30.0  # in which what has piled up is worked off
     plans_kept: int = 512
+    num_cpus: float = 0.0  # of its process on a running fleet, for Ray
 
     def __post_init__(self) -> None:
         for name in ("interval_s", "replicas_interval_s", "bin_s", "hold_down_s", "idle_s"):
@@ -80,6 +81,8 @@ class PlannerConfig:
         _check_above("drain_backlog_s", self.drain_backlog_s, 0.0)
         if not 0.5 <= self.quantile < 1:
             raise InvalidSetting("quantile", self.quantile, "must be at least 0.5 and below 1")
+        if not self.num_cpus >= 0:
+            raise InvalidSetting("num_cpus", self.num_cpus, "must be at least 0")
         if self.plans_kept < 1:
             raise InvalidSetting("plans_kept", self.plans_kept, "must be at least 1")
         if self.max_gpus is not None:

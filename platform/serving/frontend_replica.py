@@ -16,14 +16,22 @@ from stafette.platform.config import Config, api_keys, api_settings
 from stafette.platform.frontend.app import Frontend
 from stafette.platform.frontend.served import Served
 from stafette.platform.frontend.server import Server, address, listen
-from stafette.platform.serving.assembly import Front, fleet_metrics, make_front, node_page
-from stafette.platform.serving.directory_discovery import DirectoryDiscovery, open_workers_directory
+from stafette.platform.serving.assembly import (
+    Front,
+    fleet_metrics,
+    make_front,
+    node_page,
+    service_config,
+)
+from stafette.platform.serving.desk import Desk
+from stafette.platform.serving.discovering import discovery_of
 from stafette.platform.serving.loop_thread import LoopThread
-from stafette.platform.serving.membership import Discovery, Membership
+from stafette.platform.serving.membership import Membership
 from stafette.platform.serving.node import node_host
 from stafette.platform.serving.overview import overview
-from stafette.platform.serving.serve_discovery import ServeDiscovery
+from stafette.platform.serving.planner_handle import PlannerHandle
 from stafette.platform.serving.serve_ingress import Forwarder
+from stafette.workers.service.server import WorkerServer
 
 _log = logging.getLogger(__name__)
 
@@ -33,10 +41,17 @@ _ASK_S = 10.0  # for a worker to answer
 class FrontendReplica:
     """Its loop runs in a thread of its own: nothing that Serve does delays a token."""
 
-    def __init__(self, config: Config, *workers: DeploymentHandle[Any]) -> None:
+    def __init__(
+        self,
+        config: Config,
+        *workers: DeploymentHandle[Any],
+        planner: DeploymentHandle[Any] | None = None,
+    ) -> None:
         self._config = config
+        self._planner = planner
         self._name = f"frontend-{serve.get_replica_context().replica_id.unique_id}"
-        self._discovery = _discovery(config, [w.deployment_name for w in workers])
+        deployments = [handle.deployment_name for handle in workers]
+        self._discovery = discovery_of(config.discovery, deployments)
         logs.set_up(config.log_level, self._name)
         self._host = node_host(config)
         self._loop = LoopThread("stafette-frontend")
@@ -48,10 +63,12 @@ class FrontendReplica:
             raise
 
     def record_replica_metadata(self) -> Mapping[str, object]:
-        return {"name": self._name, "url": self.url(), "gossip": self._front.peers.address}
+        """Return what other frontends, and the planner, need to find this one."""
+        desk = {} if self._desk is None else {"address": self._desk.address}
+        return {"name": self._name, "url": self.url(), "gossip": self._front.peers.address} | desk
 
     def url(self) -> str:
-        return address(self._config.frontend, self._listener)
+        return address(self._config.frontend, self._listener, self._host)
 
     async def workers(self) -> list[dict[str, Any]]:
         return await self._loop.run(self._overview())
@@ -84,17 +101,27 @@ class FrontendReplica:
         membership = Membership(self._front.fleet)
         self._discovery.start(membership, self._front.peers)
         self._following = asyncio.create_task(membership.let_go())
+        self._desk = await self._open_desk()
         served = await self._served()
         settings = api_settings(self._config.frontend)
         self._page = node_page(self._config, self._name, "frontend")
         self._page.process.add(fleet_metrics(self._front).collect)
         keys = api_keys(settings)
         self._app = Frontend(served, self._front.dispatcher, settings, keys, self._page)
+        if self._planner is not None:
+            self._app.show_planner(PlannerHandle(self._planner))
         await self._page.start()
         self._server = Server(self._app)
         started = asyncio.Event()
         self._serving = asyncio.create_task(self._server.run(self._listener, started.set))
         await started.wait()
+
+    async def _open_desk(self) -> WorkerServer | None:
+        """Let the planner see what is asked for, where there is one."""
+        if self._planner is None:
+            return None
+        desk = Desk(self._name, self._front.dispatcher)
+        return await WorkerServer.start(desk, service_config(self._config, self._host))
 
     async def _served(self) -> Served:
         """Say what is served; how long prompts may be is known from the first worker, or set."""
@@ -122,10 +149,6 @@ class FrontendReplica:
         with suppress(asyncio.CancelledError):
             await self._following
         await self._discovery.close()
+        if self._desk is not None:
+            await self._desk.stop()
         await self._front.close()
-
-
-def _discovery(config: Config, deployments: list[str]) -> Discovery:
-    if config.discovery.backend == "etcd":
-        return DirectoryDiscovery(open_workers_directory(config.discovery))
-    return ServeDiscovery(deployments)

@@ -22,6 +22,7 @@ from stafette.platform.app import FRONTEND, application, deployment_name
 from stafette.platform.config import Config
 from stafette.platform.frontend.errors import InvalidSetting
 from stafette.platform.frontend.server import listen
+from stafette.platform.serving.planned_sizes import with_planned_sizes
 from stafette.platform.serving.shrinking import Tell, retire_surplus
 from stafette.workers.errors import EngineDead
 from stafette.workers.weights.opening import resolve
@@ -85,9 +86,13 @@ def deploy(config: Config, tell: Tell) -> str:
         serve.start(http_options={"host": config.frontend.host, "port": config.frontend.port})
     else:
         serve.start(proxy_location="Disabled")
+    config = with_planned_sizes(config, tell)
     retire_surplus(config, tell)
     target = serve.RunTarget(
-        application(config), config.name, route_prefix="/" if behind_serve else None
+        application(config),
+        config.name,
+        route_prefix="/" if behind_serve else None,
+        external_scaler_enabled=config.planner.mode == "on",
     )
     serve.run_many(
         [target],

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from stafette.platform.frontend.asgi import Exchange
 from stafette.platform.frontend.config import FrontendConfig
+from stafette.platform.frontend.fleet_planner import FleetPlanner
 from stafette.platform.frontend.generator import Generator
 from stafette.platform.frontend.limits import Gate
 from stafette.platform.frontend.metrics.book import Metrics
@@ -26,6 +27,7 @@ class Services:
     metrics: Metrics
     page: Page
     openapi: Callable[[], bytes]
+    fleet_planner: FleetPlanner | None = None  # None: nobody sizes the fleet
 
     async def read(self, exchange: Exchange, kind: type[Body]) -> Body:
         """Return the request in the exchange's body."""

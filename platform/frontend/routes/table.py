@@ -4,6 +4,7 @@ from stafette.platform.frontend.protocol import answers
 from stafette.platform.frontend.protocol.chat import ChatRequest
 from stafette.platform.frontend.protocol.completions import CompletionRequest
 from stafette.platform.frontend.protocol.embeddings import EmbeddingRequest
+from stafette.platform.frontend.protocol.planning import PinAnswer, PinRequest, Planning
 from stafette.platform.frontend.protocol.responses import ResponsesRequest
 from stafette.platform.frontend.protocol.tokens import (
     DetokenizeAnswer,
@@ -11,7 +12,7 @@ from stafette.platform.frontend.protocol.tokens import (
     TokenizeAnswer,
     TokenizeRequest,
 )
-from stafette.platform.frontend.routes import about, tokens
+from stafette.platform.frontend.routes import about, planning, tokens
 from stafette.platform.frontend.routes.chat import chat_completions
 from stafette.platform.frontend.routes.completions import completions
 from stafette.platform.frontend.routes.embeddings import embeddings
@@ -105,6 +106,31 @@ ROUTES = (
         summary="Why recent requests went to the workers they went to.",
         answer=answers.Decisions,
         errors=(400,),
+    ),
+    Route(
+        method="GET",
+        path="/v1/planner",
+        handler=planning.overview,
+        summary="What sizes and roles the planner wants, and why; `last` limits the plans.",
+        answer=Planning,
+        errors=(400, 503),
+    ),
+    Route(
+        method="POST",
+        path="/v1/planner/pins",
+        handler=planning.pin,
+        summary="Hold a pool at a size, whatever the planner thinks, for a while.",
+        body=PinRequest,
+        answer=PinAnswer,
+        errors=(404, 503),
+    ),
+    Route(
+        method="DELETE",
+        path="/v1/planner/pins/{pool}",
+        handler=planning.unpin,
+        summary="Let the planner decide on a pool again.",
+        answer=PinAnswer,
+        errors=(400, 404, 503),
     ),
     Route(
         method="GET",

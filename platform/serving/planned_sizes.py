@@ -1,0 +1,42 @@
+"""Who wins, where settings and a planner both name a pool's size: the planner, once the fleet runs.
+
+What the settings say is the size of the first start. A deployment that is updated keeps the size
+that its planner has given it; to overrule the planner, pin the pool.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from ray.serve.context import _get_global_client
+
+from stafette.platform.app import PLANNER, deployment_name
+from stafette.platform.config import Config
+from stafette.platform.serving.shrinking import Tell
+
+
+def with_planned_sizes(config: Config, tell: Tell) -> Config:
+    """Return the settings with the sizes that planned pools have now, within their bounds."""
+    if config.planner.mode != "on":
+        return config
+    targets = _targets(config)
+    pools = dict(config.pools)
+    for name, limits in config.planner.pools.items():
+        target = targets.get(deployment_name(name))
+        if target is None:
+            continue
+        kept = min(max(target, limits.min_replicas), limits.max_replicas)
+        if kept != pools[name].replicas:
+            tell(f"{name} stays at {kept}: it is planned, its replicas are for the first start")
+            pools[name] = replace(pools[name], replicas=kept)
+    return replace(config, pools=pools)
+
+
+def _targets(config: Config) -> Mapping[str, int]:
+    """Return how many replicas each deployment is to have, where a planner runs."""
+    client = _get_global_client()
+    details = client.get_serve_details() if client is not None else {}
+    application = details.get("applications", {}).get(config.name, {})
+    deployments = application.get("deployments", {})
+    if PLANNER not in deployments:
+        return {}
+    return {name: int(each["target_num_replicas"]) for name, each in deployments.items()}
