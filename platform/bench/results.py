@@ -23,6 +23,7 @@ from stafette.platform.bench.plan import Plan, differences
 from stafette.platform.bench.record import Record
 from stafette.platform.frontend.errors import InvalidSetting
 
+_PLAN = "plan.json"
 _SHOWN = 3  # differences
 
 
@@ -30,37 +31,32 @@ _SHOWN = 3  # differences
 class Results:
     folder: Path
 
-    @classmethod
-    def begin(cls, parent: Path, plan: Plan) -> "Results":
-        """Open the folder of this plan; PlanChanged when it holds another one."""
-        results = cls(parent / plan.name)
-        if results.plan_file.exists():
-            found = differences(plan.to_dict(), _read(results.plan_file))
-            found += [said for end in plan.endpoints if (said := results._moved(end))]
-            if found:
-                shown = "; ".join(found[:_SHOWN]) + ("; …" if len(found) > _SHOWN else "")
-                remedy = f"holds results of another plan ({shown}): take another --name"
-                raise PlanChanged("--name", str(results.folder), remedy)
-        else:
-            results._write(results.plan_file, plan.to_dict())
-        for endpoint in plan.endpoints:
-            told = {"label": endpoint.label, "url": endpoint.url}
-            results._write(results.folder / endpoint.label / "endpoint.json", told)
-        return results
+    def check(self, plan: Plan) -> None:
+        """Raise PlanChanged when the folder holds another plan."""
+        earlier = stored_plan(self.folder)
+        if not earlier:
+            return
+        found = differences(plan.to_dict(), earlier)
+        found += [said for end in plan.endpoints if (said := self._moved(end))]
+        if found:
+            shown = "; ".join(found[:_SHOWN]) + ("; …" if len(found) > _SHOWN else "")
+            remedy = f"holds results of another plan ({shown}): take another --name"
+            raise PlanChanged("--name", str(self.folder), remedy)
 
-    @property
-    def plan_file(self) -> Path:
-        return self.folder / "plan.json"
+    def begin(self, plan: Plan, told: Mapping[str, Any]) -> None:
+        """Write what is going to be measured, and with what."""
+        self._write(self.folder / _PLAN, plan.to_dict())
+        for endpoint in plan.endpoints:
+            where = {"label": endpoint.label, "url": endpoint.url}
+            self._write(self.folder / endpoint.label / "endpoint.json", where)
+        with self._writing(self.folder / "runs.jsonl", "a") as file:
+            file.write(json.dumps(told) + "\n")
 
     def level(self, label: str, name: str) -> Path:
         return self.folder / label / name
 
     def finished(self, label: str, level: Level) -> bool:
         return (self.level(label, level.name) / "summary.json").exists()
-
-    def note_run(self, told: Mapping[str, Any]) -> None:
-        with self._writing(self.folder / "runs.jsonl", "a") as file:
-            file.write(json.dumps(told) + "\n")
 
     @contextmanager
     def records(self, label: str, level: Level) -> Iterator["RecordFile"]:
@@ -122,7 +118,7 @@ class RecordFile:
 
 def stored_plan(folder: Path) -> dict[str, Any]:
     """Return the plan that a folder of results holds; {} where there is none."""
-    path = folder / "plan.json"
+    path = folder / _PLAN
     return _read(path) if path.exists() else {}
 
 

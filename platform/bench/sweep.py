@@ -40,8 +40,9 @@ class Sweep:
 
     async def run(self, command: str) -> None:
         """Raise the first error when all that can be measured was."""
+        self.results.check(self.plan)
         served = {end.label: await self._checked(end) for end in self.plan.endpoints}
-        self.results.note_run(_about(command, served))
+        self.results.begin(self.plan, _about(command, served))
         errors: list[BenchError] = []
         for endpoint in self.plan.endpoints:
             try:

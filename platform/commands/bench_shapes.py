@@ -37,8 +37,8 @@ def shape_of(arguments: argparse.Namespace) -> Shape:
             if getattr(arguments, name) is not None:
                 remedy = f"means nothing without {_flag(other)}: leave it out"
                 raise InvalidSetting(_flag(name), getattr(arguments, name), remedy)
-    own = {name: value for name in _SHAPES[kind] if (value := getattr(arguments, name)) is not None}
-    return _made(kind, arguments, own)
+    told = {name: getattr(arguments, name) for name in _SHAPES[kind]}
+    return _made(kind, arguments, {k: v for k, v in told.items() if v is not None})
 
 
 def read_concurrencies(text: str | None) -> tuple[int, ...]:

@@ -40,7 +40,7 @@ def run_benchmark(arguments: argparse.Namespace) -> int:
     slo = read_slo(arguments.goodput, not arguments.no_stream)
     cost = cost_of(arguments)
     plan = plan_of(arguments)
-    results = Results.begin(arguments.output_dir, plan)
+    results = Results(arguments.output_dir / plan.name)
     key = arguments.key or os.environ.get(KEY_VARIABLE)
     sweep = Sweep(
         plan=plan,
