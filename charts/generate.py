@@ -1,10 +1,11 @@
 # ruff: noqa: INP001
-"""Makes the chart's values.schema.json and README.md of what stands elsewhere already.
+"""Makes the chart's schema, README, alerts and dashboards of what stands elsewhere already.
 
     python charts/generate.py
 
 The schema is schema.yaml with stafette's own settings as `config`; the README's table is
-values.yaml with its comments. A test checks that both are up to date.
+values.yaml with its comments; alerts and dashboards are platform/observability's. A test checks
+that all are up to date.
 """
 
 import json
@@ -17,6 +18,9 @@ import yaml
 from stafette.platform.config import Config
 from stafette.platform.config_showing import schema
 from stafette.platform.frontend.metrics.book import Metrics
+from stafette.platform.observability.dashboards import dashboards
+from stafette.platform.observability.grafana import document
+from stafette.platform.observability.rules_files import rules_file, rules_template
 
 CHARTS = Path(__file__).parent
 CHART = CHARTS / "stafette"
@@ -52,9 +56,25 @@ def readme() -> str:
     return _README.format(group=names) + "\n".join(rows) + "\n"
 
 
+def made() -> dict[str, str]:
+    """Return every file that is made, by its path in the chart."""
+    thresholds = yaml.safe_load((CHART / "values.yaml").read_text())["monitoring"]["alerts"]
+    rules = rules_template(thresholds).replace("\n", "\n  ")
+    return {
+        "values.schema.json": values_schema(),
+        "README.md": readme(),
+        "rules/stafette.yaml": rules_file(thresholds),
+        "templates/prometheusrule.yaml": (CHARTS / "prometheusrule.yaml")
+        .read_text()
+        .replace("RULES", rules),
+        **{f"dashboards/{each.uid}.json": document(each) for each in dashboards()},
+    }
+
+
 def main() -> None:
-    (CHART / "values.schema.json").write_text(values_schema())
-    (CHART / "README.md").write_text(readme())
+    for path, text in made().items():
+        (CHART / path).parent.mkdir(exist_ok=True)
+        (CHART / path).write_text(text)
 
 
 def _own_settings() -> dict[str, Any]:

@@ -33,7 +33,7 @@ class WorkerMetrics:
         yield from _handovers(found)
         yield from _leases(found.leases)
         if found.tiers is not None:
-            yield from _tiers(found.tiers)
+            yield from tier_metrics(found.tiers)
 
 
 def engine_metrics(model: str, engine: EngineStats, step_seconds: Histogram) -> Iterator[Metric]:
@@ -110,7 +110,7 @@ def _leases(found: LeaseCounters) -> Iterator[Metric]:
     yield counter("stafette_lease_refusals", about, found.refused)
 
 
-def _tiers(found: StoreStats) -> Iterator[Metric]:
+def tier_metrics(found: StoreStats) -> Iterator[Metric]:
     tiers: dict[str, TierStats] = {"host": found.host}
     if found.disk is not None:
         tiers["disk"] = found.disk

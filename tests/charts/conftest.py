@@ -151,7 +151,12 @@ EVERYTHING = {
     },
     "networkPolicy": {"clients": [{"namespaceSelector": {"matchLabels": {"name": "apps"}}}]},
     "podDisruptionBudget": {"head": True},
-    "monitoring": {"enabled": True, "rules": True, "labels": {"release": "prometheus"}},
+    "monitoring": {
+        "enabled": True,
+        "rules": True,
+        "labels": {"release": "prometheus"},
+        "dashboards": {"enabled": True, "annotations": {"grafana_folder": "serving"}},
+    },
     "benchmark": {"enabled": True},
 }
 CASES: dict[str, dict[str, Any]] = {

@@ -1,16 +1,12 @@
-"""Alerts ask for metrics that exist, in queries that Prometheus can read."""
+"""The chart's alerts, monitors and dashboards; what they ask for is tested beside its source."""
 
+import json
 import re
-from importlib.util import find_spec
-from pathlib import Path
 
 import promql_parser
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
-from stafette.platform.frontend.generator import Status
 from stafette.platform.frontend.metrics.book import Metrics
-from stafette.platform.frontend.metrics.exposition import Exposition
 
 
 @pytest.fixture(scope="module")
@@ -19,58 +15,30 @@ def rules(rendered):
     return group["rules"]
 
 
-@pytest.fixture(scope="module")
-def exposed():
-    """The samples of a frontend that has served something."""
-    metrics = Metrics()
-    metrics.responses["/v1/chat/completions", 200] += 1
-    metrics.time_to_first_token.observe(0.1)
-    text, _ = Exposition("m", metrics, Status, lambda: 0).render("")
-    families = text_string_to_metric_families(text.decode())
-    return [(s.name, s.labels) for family in families for s in family.samples]
-
-
-def selectors(rules):
-    """Return the metrics asked for: name, and the labels with their operators."""
-    for rule in rules:
-        for name, labels in re.findall(r"([a-z0-9_:]+)\{(.*?)\}", rule["expr"]):
-            yield name, re.findall(r'(\w+)(=~?)"((?:[^"\\]|\\.)*)"', labels)
-
-
 def test_prometheus_reads_every_query(rules):
-    assert len(rules) == 8
+    assert len(rules) == 12
     for rule in rules:
         assert promql_parser.parse(rule["expr"])
 
 
-def test_every_metric_of_an_alert_exists(rules, exposed):
-    reporter = Path(find_spec("ray").origin).parent / "dashboard/modules/reporter/reporter_agent.py"
-    of_ray = set(re.findall(r'"(node_\w+)": Gauge\(', reporter.read_text()))
-    names = {name for name, _ in exposed} | {f"ray_{name}" for name in of_ray}
+def test_every_query_asks_for_this_release_alone(rules, rendered):
+    monitors = {
+        f"prod/{each['metadata']['name']}" for each in rendered["everything"].of("PodMonitor")
+    }
 
-    assert {name for name, _ in selectors(rules)} <= names
-
-
-def test_every_label_that_an_alert_asks_for_is_there(rules, exposed):
-    for name, labels in selectors(rules):
-        own = [have for known, have in exposed if known == name]
-        for label, operator, value in labels:
-            if label in ("namespace", "job") or name.startswith("ray_"):
-                continue  # Prometheus' own
-            assert any(label in have for have in own)
-            if operator == "=":
-                assert any(have[label] == value for have in own)
+    for rule in rules:
+        for labels in re.findall(r"[a-z_]\{(.*?)\}", rule["expr"]):
+            assert 'namespace="prod"' in labels
+            assert re.search(r'job="(.*?)"', labels)[1] in monitors
 
 
 @pytest.mark.parametrize(("seconds", "bound"), [(1, "1.0"), (0.25, "0.25"), (10, "10.0")])
-def test_bound_of_the_first_token_is_written_as_the_metrics_write_it(
-    chart, exposed, seconds, bound
-):
+def test_bound_of_the_first_token_is_written_as_the_metrics_write_it(chart, seconds, bound):
     values = {"monitoring": {"rules": True, "alerts": {"firstTokenSeconds": seconds}}}
     text = chart.render(values).text
 
     assert f'le="{bound}"' in text
-    assert bound in {labels.get("le") for _, labels in exposed}
+    assert seconds in Metrics().time_to_first_token.bounds
 
 
 def test_alerts_say_the_thresholds_of_the_values(chart):
@@ -81,19 +49,41 @@ def test_alerts_say_the_thresholds_of_the_values(chart):
         for rule in case.one("PrometheusRule")["spec"]["groups"][0]["rules"]
     }
 
-    assert "< 0.8 * sum" in expressions["StafetteThroughputDrop"]
+    assert "(1 - 20 / 100) * sum" in expressions["StafetteThroughputDrop"]
     assert expressions["StafetteSlowMedian"].endswith("> 2.5")
     assert expressions["StafetteSlowTail"].endswith("> 9")
 
 
 def test_monitors_name_ports_that_the_pods_have(rendered):
     case = rendered["everything"]
-    ports = {port["name"] for c in case.containers().values() for port in c["ports"]}
+    containers = case.containers()
+    ports = {
+        name: {port["name"]: port["containerPort"] for port in c["ports"]}
+        for name, c in containers.items()
+    }
 
-    service = case.one("ServiceMonitor")["spec"]
-    pods = case.one("PodMonitor")["spec"]
+    of_ray, own = case.one("PodMonitor", "-ray"), case.one("PodMonitor", "stafette")
 
-    assert {each["port"] for each in service["endpoints"]} <= ports
-    assert {each["port"] for each in pods["podMetricsEndpoints"]} <= ports
-    labels = case.one("Service")["metadata"]["labels"]
-    assert service["selector"]["matchLabels"].items() <= labels.items()
+    assert [each["port"] for each in own["spec"]["podMetricsEndpoints"]] == ["stafette"]
+    assert {name for name, have in ports.items() if "stafette" in have} == set(ports) - {"head"}
+    served = case.serve["applications"][0]["args"]["metrics"]
+    assert ports["decode"]["stafette"] == served["port"]
+    assert served["host"] == "0.0.0.0"
+    assert [each["port"] for each in of_ray["spec"]["podMetricsEndpoints"]] == ["metrics"]
+    assert all("metrics" in have for have in ports.values())
+
+
+def test_monitoring_needs_a_port(chart):
+    values = {"monitoring": {"enabled": True}, "config": {"metrics": {"port": None}}}
+
+    assert "config.metrics.port" in chart.refusal(values)
+
+
+def test_dashboards_are_a_configmap_that_grafanas_sidecar_finds(rendered, chart):
+    case = rendered["everything"].one("ConfigMap", "-dashboards")
+    files = {path.name: path for path in (chart.path / "dashboards").iterdir()}
+
+    assert case["metadata"]["labels"]["grafana_dashboard"] == "1"
+    assert set(case["data"]) == set(files)
+    for name, text in case["data"].items():
+        assert json.loads(text) == json.loads(files[name].read_text())

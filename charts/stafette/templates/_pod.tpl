@@ -139,7 +139,7 @@ spec:
 {{- end -}}
 
 {{- define "stafette.ports" -}}
-- {name: metrics, containerPort: 8080}
+- {name: metrics, containerPort: 8080}  # Ray's
 {{- if eq .component "head" }}
 - {name: gcs-server, containerPort: 6379}
 - {name: dashboard, containerPort: 8265}
@@ -148,6 +148,9 @@ spec:
 {{- end }}
 {{- if .serves }}
 - {name: http, containerPort: {{ int .root.Values.config.frontend.port }}}
+{{- end }}
+{{- if and (ne .component "head") .root.Values.config.metrics.port }}
+- {name: stafette, containerPort: {{ int .root.Values.config.metrics.port }}}
 {{- end }}
 {{- end -}}
 
