@@ -5,6 +5,7 @@ import socket
 from stafette.router.errors import InvalidValue
 
 _BACKLOG = 2_048
+_EVERYWHERE = ("0.0.0.0", "::")
 
 
 def open_listener(host: str, port: int, shared: bool = False) -> socket.socket:
@@ -28,6 +29,9 @@ def open_listener(host: str, port: int, shared: bool = False) -> socket.socket:
     return listener
 
 
-def url_of(listener: socket.socket, tls: bool) -> str:
+def url_of(listener: socket.socket, tls: bool, own_host: str = "127.0.0.1") -> str:
+    """Return the URL of a listener; of one that listens everywhere, on the host given."""
     host, port = listener.getsockname()[:2]
+    if host in _EVERYWHERE:
+        host = own_host
     return f"{'https' if tls else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"

@@ -1,4 +1,4 @@
-"""The fleet as a Ray job, submitted to a cluster that `ray start` has made."""
+"""The fleet as a Ray job, submitted to a cluster of two hosts that `ray start` has made."""
 
 import json
 import os
@@ -7,54 +7,81 @@ import subprocess
 import sys
 import time
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 import pytest
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+from tests.platform.jobs.hosts import Hosts, why_not
+
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.timeout(600),
+    pytest.mark.skipif(bool(reason := why_not()), reason=str(reason)),
+]
 
 ROOT = Path(__file__).parents[3]
-RAY = str(Path(sys.executable).with_name("ray"))
+RAY, STAFETTE = (str(Path(sys.executable).with_name(name)) for name in ("ray", "stafette"))
 PATIENCE_S = 240.0
+PORT, RAY_PORT, DASHBOARD_PORT = 8000, 6379, 8265  # of hosts that are ours alone
 FLEET = """\
 model: smollm2
-engine: {max_model_len: 512, num_kv_blocks: 64, num_threads: 1}
-pools: {aggregated: {num_cpus: 0.5}}
+engine: {max_model_len: 1024, num_kv_blocks: 256, num_threads: 1}
+pools:
+  prefill: {num_cpus: 0.5, resources: {near: 1}}
+  decode: {num_cpus: 0.5, resources: {far: 1}}
+frontend: {host: 0.0.0.0, resources: {near: 1}}
 """
 
 
-@pytest.fixture
-def environment(free_port):
-    """What a user's shell has, for the cluster of this test."""
+@pytest.fixture(scope="module")
+def hosts():
+    with Hosts().up() as hosts:
+        yield hosts
+
+
+@pytest.fixture(scope="module")
+def environment(hosts):
+    """What a user's shell has, on a machine that reaches the cluster."""
     own = {
         "RAY_AUTH_MODE": "token",
-        "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{free_port()}",
+        "RAY_API_SERVER_ADDRESS": f"http://{hosts.addresses['near']}:{DASHBOARD_PORT}",
         "STAFETTE_TOKEN": "the token of a cluster with a job",
-        "STAFETTE": str(Path(sys.executable).with_name("stafette")),
+        "STAFETTE": STAFETTE,
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",  # an active venv
     }
     return {name: value for name, value in os.environ.items() if "RAY" not in name} | own
 
 
-@pytest.fixture
-def cluster(environment, tmp_path, free_port):
-    dashboard = environment["RAY_API_SERVER_ADDRESS"].rpartition(":")[2]
-    options = [f"--port={free_port()}", f"--dashboard-port={dashboard}", "--num-cpus=2"]
-    options += ["--include-dashboard=true", "--disable-usage-stats", "--block"]
-    ports = [
-        f"--{name}-port={free_port()}" for name in ("ray-client-server", "dashboard-agent-listen")
-    ]
-    with (tmp_path / "ray.log").open("wb") as log:
-        process = subprocess.Popen(
-            [RAY, "start", "--head", *options, *ports], env=environment, stdout=log, stderr=log
-        )
-    yield process
-    processes = psutil.Process(process.pid).children(recursive=True)
-    process.send_signal(signal.SIGTERM)
-    process.wait(PATIENCE_S)
-    _, alive = psutil.wait_procs(processes, timeout=PATIENCE_S)
-    assert not alive
+@pytest.fixture(scope="module")
+def cluster(hosts, environment, tmp_path_factory):
+    near = hosts.addresses["near"]
+    head = ["--head", f"--port={RAY_PORT}", f"--dashboard-host={near}"]
+    logs = tmp_path_factory.mktemp("ray")
+    with node(hosts, "near", environment, logs, *head):
+        run(environment, RAY, "job", "list")  # the head is there
+        with node(hosts, "far", environment, logs, f"--address={near}:{RAY_PORT}"):
+            yield
+
+
+@contextmanager
+def node(hosts, name, environment, logs, *options):
+    """Run Ray on a host, as long as it takes."""
+    offer = f"--resources={json.dumps({name: 10})}"
+    where = [f"--node-ip-address={hosts.addresses[name]}", "--num-cpus=2", offer]
+    command = hosts.command(name, RAY, "start", *options, *where, "--disable-usage-stats")
+    with (logs / name).open("wb") as log:
+        process = subprocess.Popen([*command, "--block"], env=environment, stdout=log, stderr=log)
+    try:
+        yield
+    finally:
+        processes = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(signal.SIGTERM)
+        process.wait(PATIENCE_S)
+        _, alive = psutil.wait_procs(processes, timeout=PATIENCE_S)
+        assert not alive
 
 
 def run(environment, *command, patience_s=PATIENCE_S) -> str:
@@ -76,25 +103,38 @@ def await_word(environment, word: str) -> str:
     return said
 
 
-def test_a_job_serves_until_it_is_stopped(cluster, environment, tmp_path, free_port):
-    config, port = tmp_path / "fleet.yaml", free_port()
+def ask(url: str, prompt: str) -> int:
+    """Return how many tokens a prompt is answered with."""
+    body = {"model": "smollm2", "prompt": prompt, "max_tokens": 32, "ignore_eos": True}
+    headers = {"Content-Type": "application/json"}
+    request = urllib.request.Request(f"{url}/v1/completions", json.dumps(body).encode(), headers)
+    with urllib.request.urlopen(request, timeout=PATIENCE_S) as answer:
+        return json.load(answer)["usage"]["completion_tokens"]
+
+
+def moved_bytes(environment, url: str, worker: dict) -> dict[str, int]:
+    asked = (STAFETTE, "worker", "stats", worker["name"], "--url", url)
+    return json.loads(run(environment, *asked, patience_s=0))["moved_bytes"]
+
+
+def test_a_job_serves_on_two_hosts_until_it_is_stopped(cluster, hosts, environment, tmp_path):
+    config, url = tmp_path / "fleet.yaml", f"http://{hosts.addresses['near']}:{PORT}"
     config.write_text(FLEET)
     script = str(ROOT / "examples/jobs/serve.sh")
 
-    run(environment, RAY, "job", "list")  # the cluster is there
-    run(environment, "bash", script, str(config), "--set", f"frontend.port={port}", patience_s=0)
-    await_word(environment, "ready at")
-    body = {"model": "smollm2", "prompt": "The relay", "max_tokens": 4}
-    request = urllib.request.Request(
-        f"http://127.0.0.1:{port}/v1/completions",
-        json.dumps(body).encode(),
-        {"Content-Type": "application/json"},
-    )
-    with urllib.request.urlopen(request, timeout=60) as answer:
-        assert json.load(answer)["usage"]["completion_tokens"] == 4
+    run(environment, "bash", script, str(config), "--set", f"frontend.port={PORT}", patience_s=0)
+    assert f"ready at {url}" in await_word(environment, "ready at")
+    with ThreadPoolExecutor(4) as pool:  # who decodes does not compute the others' prompts
+        prompts = [f"{number}: the relay runs on. " * 60 for number in range(4)]
+        assert list(pool.map(ask, [url] * len(prompts), prompts)) == [32] * len(prompts)
+    with urllib.request.urlopen(f"{url}/v1/workers", timeout=PATIENCE_S) as answer:
+        workers = {worker["role"]: worker for worker in json.load(answer)["data"]}
+    for role, host in (("prefill", "near"), ("decode", "far")):
+        assert workers[role]["address"].startswith(f"{hosts.addresses[host]}:")
+    assert moved_bytes(environment, url, workers["decode"])["tcp"] > 0
 
     run(environment, RAY, "job", "stop", "stafette")
 
     assert "stopping: what is under way is finished first" in await_word(environment, "stopping")
     with pytest.raises(OSError, match="refused"):
-        urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=10)
+        urllib.request.urlopen(f"{url}/health", timeout=10)
