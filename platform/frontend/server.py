@@ -29,9 +29,7 @@ def listen(config: FrontendConfig, shared: bool = False) -> socket.socket:
         raise InvalidSetting(error.field, error.value, error.remedy) from None
 
 
-def address(
-    config: FrontendConfig, listener: socket.socket, own_host: str = "127.0.0.1"
-) -> str:
+def address(config: FrontendConfig, listener: socket.socket, own_host: str = "127.0.0.1") -> str:
     """Return the URL at which the API is; `own_host`: how others reach this host."""
     return url_of(listener, config.tls_certfile is not None, own_host)
 

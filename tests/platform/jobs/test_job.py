@@ -13,7 +13,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-
 from tests.platform.jobs.hosts import Hosts, why_not
 
 pytestmark = [
