@@ -101,11 +101,11 @@ def summarise(
 
 
 def span_s(records: Sequence[Record]) -> float:
-    """Return the time from the first request to the last answer."""
+    """Return the time from the first request to the end of the last answer."""
     if not records:
         return 0.0
     first = min(record.began_s for record in records)
-    return max(record.began_s + (record.e2e_s or 0.0) for record in records) - first
+    return max(record.began_s + record.ended_s for record in records) - first
 
 
 def spread_ms(seconds: Iterable[float | None]) -> dict[str, float] | None:

@@ -17,7 +17,13 @@ from stafette.platform.frontend.errors import InvalidSetting
 def record(began_s=0.0, first_s=0.1, gap_s=0.1, tokens=5, **fields):
     chunks = tuple(first_s + gap_s * each for each in range(tokens))
     return Record(
-        number=0, began_s=began_s, chunks_s=chunks, prompt_tokens=10, output_tokens=tokens, **fields
+        number=0,
+        began_s=began_s,
+        chunks_s=chunks,
+        ended_s=chunks[-1],
+        prompt_tokens=10,
+        output_tokens=tokens,
+        **fields,
     )
 
 
