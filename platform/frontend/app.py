@@ -8,6 +8,7 @@ import time
 from contextlib import nullcontext
 from dataclasses import replace
 
+from stafette.platform.console.console import Console, Subject
 from stafette.platform.frontend.asgi import Exchange, Receive, Scope, Send, encoded
 from stafette.platform.frontend.config import FrontendConfig
 from stafette.platform.frontend.cors import Cors
@@ -56,8 +57,9 @@ class Frontend:
         self.metrics = Metrics()
         self.gate = Gate(self.config.max_in_flight, time.monotonic)
         page = page or OwnPage(ProcessMetrics("frontend", "frontend"))
-        own = FrontendMetrics(served.name, self.metrics, lambda: self.gate.in_flight)
+        own = FrontendMetrics(served.name, self.metrics, self._in_flight)
         page.process.add(own.collect)
+        self.console = Console(Subject(served.name, generator, self.metrics, self._in_flight))
         self._keys = None if keys is None else KeyRing(keys)
         self._cors = Cors(self.config.cors_origins)
         self._routes = {(route.method, route.path): route for route in ROUTES}
@@ -71,6 +73,7 @@ class Frontend:
             gate=self.gate,
             metrics=self.metrics,
             page=page,
+            console=self.console,
             openapi=functools.cache(lambda: document(ROUTES, own_version(), keys is not None)),
         )
 
@@ -85,17 +88,23 @@ class Frontend:
     def show_planner(self, planner: FleetPlanner) -> None:
         """Answer for whoever sizes the fleet."""
         self._services = replace(self._services, fleet_planner=planner)
+        self.console.show_planner(planner)
 
     def drain(self) -> None:
         """Take no new requests; those in flight go on."""
         self.gate.is_open = False
 
+    def _in_flight(self) -> int:
+        return self.gate.in_flight
+
     async def _live(self, receive: Receive, send: Send) -> None:
         await receive()
         self.gate.is_open = True
+        self.console.start()
         await send({"type": "lifespan.startup.complete"})
         await receive()
         self.drain()
+        await self.console.close()
         await send({"type": "lifespan.shutdown.complete"})
 
     async def _answer(self, exchange: Exchange) -> None:

@@ -28,6 +28,7 @@ class Status:
     prefix_queries: int = 0  # prompt tokens looked up
     prefix_hits: int = 0
     num_preemptions: int = 0
+    pulled_tokens: int = 0  # whose KV came from another worker
     loras: tuple[str, ...] = ()  # adapters that requests may name
 
 

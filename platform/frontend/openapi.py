@@ -70,10 +70,9 @@ def _success(route: Route) -> dict[str, Any]:
     content: dict[str, Any] = {}
     if route.answer is not None:
         content["application/json"] = {"schema": _ref(route.answer)}
-    elif route.path.endswith(".json"):
-        content["application/json"] = {"schema": {"type": "object"}}
     else:
-        content["text/plain"] = {"schema": {"type": "string"}}
+        kind = "object" if route.media == "application/json" else "string"
+        content[route.media] = {"schema": {"type": kind}}
     if route.streams:
         content["text/event-stream"] = {"schema": _EVENT}
     return {"description": "Success.", "content": content}

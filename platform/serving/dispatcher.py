@@ -23,12 +23,13 @@ from stafette.platform.serving.totals import Totals
 from stafette.platform.serving.traffic import TrafficBook
 from stafette.router.errors import UnknownReservation
 from stafette.router.hashing import PromptHasher
-from stafette.router.router import KvRouter
+from stafette.router.router import KvRouter, Placement
 from stafette.router.service.explaining import explain
 from stafette.workers.errors import Declined, WorkerLost
 from stafette.workers.logging_context import REQUEST
 from stafette.workers.request import OutputDelta, Request
 from stafette.workers.service.client import Cut
+from stafette.workers.tracing import Attributes, happened, part
 from stafette.workers.weights.tokenizer import Tokenizer
 
 _log = logging.getLogger(__name__)
@@ -103,6 +104,7 @@ class Dispatcher:
             prefix_queries=sums["prefix_queries"],
             prefix_hits=sums["prefix_hits"],
             num_preemptions=sums["preemptions"],
+            pulled_tokens=sums["pulled_tokens"],
             loras=self.config.loras,
         )
 
@@ -128,6 +130,7 @@ class Dispatcher:
                 return
             except Cut:
                 self.counters.drained += 1
+                happened("moved off a worker that drains", {"stafette.worker": leg.decode})
                 before = leg
             except (WorkerLost, Declined, HandoverFailed) as error:
                 losses.append(error)
@@ -142,7 +145,10 @@ class Dispatcher:
         """Return the next leg: from where the one before was cut, or from a place of its own."""
         placement = None if before is None else before.onward
         if placement is None:
-            placement = await self.placer.place(course, course.next_name())
+            with part("place") as span:
+                placement = await self.placer.place(course, course.next_name())
+                if span is not None:
+                    span.note(_shown(placement))
         self._remember(course.request.request_id, placement.request_id)
         wanted = course.request_from_here(placement.request_id)
         attempt = Attempt(wanted, placement, self._fleet, self.config.prefill_timeout_s)
@@ -183,6 +189,8 @@ class Dispatcher:
         """A leg came to nothing, or to a part: the next one goes on from there."""
         count = len(leg.course.text.token_ids)
         _log.warning("%s: going on elsewhere after %d tokens", error, count)
+        lost = {"error.type": type(error).__name__, "stafette.told": str(error)}
+        happened("going on elsewhere", {**lost, "stafette.tokens": count})
         if isinstance(error, HandoverFailed):
             self.counters.handover_failures += 1
         elif isinstance(error, WorkerLost):
@@ -194,3 +202,14 @@ class Dispatcher:
         self._placed[request_id] = leg_name
         if len(self._placed) > _REMEMBERED:
             self._placed.popitem(last=False)
+
+
+def _shown(placement: Placement) -> Attributes:
+    source = placement.source
+    return {
+        "stafette.decode": placement.decode,
+        "stafette.prefill": placement.prefill or placement.decode,
+        "stafette.source": source.target if source is not None else "",
+        "stafette.cached_tokens": placement.cached_tokens,
+        "stafette.predicted_ttft_ms": placement.ttft_ms,
+    }

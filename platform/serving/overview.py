@@ -1,24 +1,39 @@
 """What there is to know of each worker of a fleet, as plain values: for people and consoles."""
 
 import time
-from collections.abc import Mapping
 from typing import Any
 
 from stafette.platform.serving.fleet import WorkerFleet
 from stafette.workers.service.client import WorkerClient
 
-_OF_DESCRIPTION = ("class", "host", "max_num_seqs", "max_model_len", "num_blocks", "block_size")
-_OF_LOAD = ("role", "draining", "running", "waiting", "queued_tokens", "used_blocks")
+_OF_DESCRIPTION = (
+    *("class", "host", "max_num_seqs", "max_model_len"),
+    *("num_blocks", "block_size", "block_bytes"),
+)
+_OF_LOAD = (
+    *("role", "draining", "running", "waiting", "queued_tokens", "used_blocks"),
+    *("prefix_queries", "prefix_hits", "pulled_tokens", "passed_tokens"),
+)
 
 
 def overview(fleet: WorkerFleet) -> list[dict[str, Any]]:
     """Return the connected workers by name; what a worker has not said yet is left out."""
     now = time.monotonic()
-    return [_worker(name, client, now) for name, client in sorted(fleet.clients.items())]
+    index = fleet.router.index
+    return [
+        {**_worker(client, now), "cached_blocks": index.held(name)}
+        for name, client in sorted(fleet.clients.items())
+    ]
 
 
-def _worker(name: str, client: WorkerClient, now: float) -> dict[str, Any]:
-    said: Mapping[str, object] = dict(client.description) | dict(client.load)
-    known = {key: said[key] for key in (*_OF_DESCRIPTION, *_OF_LOAD) if key in said}
-    heard = {"heard_s": round(now - client.load_at, 3)} if client.load else {}
-    return {"name": name, "epoch": client.epoch, "address": client.address, **known, **heard}
+def _worker(client: WorkerClient, now: float) -> dict[str, Any]:
+    shown: dict[str, Any] = {
+        "name": client.name,
+        "epoch": client.epoch,
+        "address": client.address,
+    }
+    for names, said in ((_OF_DESCRIPTION, client.description), (_OF_LOAD, client.load)):
+        shown.update((name, said[name]) for name in names if name in said)
+    if client.load:
+        shown["heard_s"] = round(now - client.load_at, 3)
+    return shown

@@ -17,6 +17,7 @@ from stafette.kvtransfer.leases.table import LeaseCounters
 from stafette.kvtransfer.telemetry import TransferCounters
 from stafette.workers.errors import EngineDead, RequestError
 from stafette.workers.handover.exports import Exported
+from stafette.workers.handover.imports import Imports
 from stafette.workers.mocker.config import MockerConfig
 from stafette.workers.mocker.core import Mocker
 from stafette.workers.mocker.host import MockHost
@@ -75,6 +76,10 @@ class MockWorker(Standing):
         return self._epoch
 
     @property
+    def imports(self) -> Imports:
+        return self.core.imports
+
+    @property
     def num_running(self) -> int:
         return self.core.stats().scheduler.num_running
 
@@ -114,7 +119,12 @@ class MockWorker(Standing):
         for seconds, work in self.core.take_steps():
             self._samples.add_work(work, seconds)
         told = load_of(self.core.stats().scheduler, self.role, self.draining)
-        return {**told, "steps": self._samples.latest()}
+        return {
+            **told,
+            "pulled_tokens": self.core.imports.counters.pulled_tokens,
+            "passed_tokens": self.core.exports.counters.passed_tokens,
+            "steps": self._samples.latest(),
+        }
 
     def measured(self) -> Measured:
         moved = self.core.connector.counters

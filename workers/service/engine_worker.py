@@ -25,6 +25,7 @@ from stafette.workers.building import build_engine
 from stafette.workers.config import EngineConfig
 from stafette.workers.errors import ConfigError, RequestError
 from stafette.workers.handover.handover import Handover
+from stafette.workers.handover.imports import Imports
 from stafette.workers.handover.tensor_blocks import device_blocks
 from stafette.workers.request import OutputDelta
 from stafette.workers.service.frames import Order
@@ -101,6 +102,10 @@ class EngineWorker(Standing):
         return self._engine
 
     @property
+    def imports(self) -> Imports:
+        return self._handover.imports
+
+    @property
     def num_running(self) -> int:
         return self._engine.stats().scheduler.num_running
 
@@ -138,7 +143,12 @@ class EngineWorker(Standing):
 
     def load(self) -> Mapping[str, object]:
         told = load_of(self._engine.stats().scheduler, self.role, self.draining)
-        return {**told, "steps": self._engine.engine.samples.latest()}
+        return {
+            **told,
+            "pulled_tokens": self._handover.imports.counters.pulled_tokens,
+            "passed_tokens": self._handover.exports.counters.passed_tokens,
+            "steps": self._engine.engine.samples.latest(),
+        }
 
     def measured(self) -> Measured:
         moved, core = self._agent.stats(), self._engine.engine

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 
 from stafette.workers.stats import SchedulerStats
 
-COUNTERS = ("prefix_queries", "prefix_hits", "preemptions")  # since its start
+# Since its start; the last two of prompts brought from, or given to, other workers.
+COUNTERS = ("prefix_queries", "prefix_hits", "preemptions", "pulled_tokens", "passed_tokens")
 
 
 def load_of(stats: SchedulerStats, role: str, draining: bool) -> Mapping[str, object]:

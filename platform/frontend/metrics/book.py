@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from stafette.kvtransfer.histogram import Histogram
+from stafette.platform.frontend.metrics.recent import Recent
 from stafette.platform.frontend.plans import Plan
 from stafette.platform.observability.families import Bounded
 from stafette.workers.request import OutputDelta
@@ -44,6 +45,7 @@ class Metrics:
         self.responses: Counter[tuple[str, int]] = Counter()  # by path and status
         self.rejected: Counter[str] = Counter()  # by the error's code
         self.disconnects = 0
+        self.recent = Recent()
         self.tenants: Counter[tuple[str, str]] = Counter()  # by API key's name and what
         self._tenant_names = Bounded(_MAX_TENANTS)
 
@@ -98,9 +100,11 @@ class Meter:
         metrics.tenants[tenant, "requests"] += 1
         metrics.tenants[tenant, "prompt_tokens"] += self._prompt_tokens
         metrics.tenants[tenant, "generation_tokens"] += self.tokens
+        per_token: float | None = None
         if self.tokens > 1:
             per_token = (self._last - self._first) / (self.tokens - 1)
             metrics.time_per_output_token.observe(per_token)
+        metrics.recent.answered(now, self._first - self._arrived, per_token)
 
     def _count(self, count: int, now: float) -> None:
         metrics = self._metrics
@@ -110,6 +114,7 @@ class Meter:
         if self._first is None:
             self._first = now
             metrics.time_to_first_token.observe(now - self._arrived)
+            metrics.recent.saw_first_token(now, now - self._arrived)
             metrics.prompt_tokens += self._prompt_tokens
         else:
             metrics.inter_token_latency.observe((now - self._last) / count, count)

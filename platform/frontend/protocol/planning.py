@@ -25,6 +25,7 @@ class PinAnswer(Fields):
 
 class Planning(Fields):
     mode: Literal["off", "dry_run", "on"]
+    slo: dict[str, float] | None = None
     pools: dict[str, Any]
     plans: list[dict[str, Any]]
     effects: list[dict[str, Any]]

@@ -3,6 +3,7 @@
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+from stafette.platform.console.console import Console
 from stafette.platform.frontend.asgi import Exchange
 from stafette.platform.frontend.config import FrontendConfig
 from stafette.platform.frontend.fleet_planner import FleetPlanner
@@ -26,6 +27,7 @@ class Services:
     gate: Gate
     metrics: Metrics
     page: Page
+    console: Console
     openapi: Callable[[], bytes]
     fleet_planner: FleetPlanner | None = None  # None: nobody sizes the fleet
 
@@ -48,6 +50,7 @@ class Route:
     summary: str
     body: type[Fields] | None = None
     answer: type[Fields] | None = None  # of status 200, in JSON
+    media: str = "text/plain"  # of an answer that has no type
     guarded: bool = True  # needs an API key, where there are keys
     admitted: bool = False  # counts against the limits
     streams: bool = False  # may answer with events

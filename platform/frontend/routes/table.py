@@ -12,7 +12,7 @@ from stafette.platform.frontend.protocol.tokens import (
     TokenizeAnswer,
     TokenizeRequest,
 )
-from stafette.platform.frontend.routes import about, planning, tokens
+from stafette.platform.frontend.routes import about, console, planning, tokens
 from stafette.platform.frontend.routes.chat import chat_completions
 from stafette.platform.frontend.routes.completions import completions
 from stafette.platform.frontend.routes.embeddings import embeddings
@@ -179,6 +179,31 @@ ROUTES = (
         path="/openapi.json",
         handler=about.openapi,
         summary="This document.",
+        media="application/json",
         guarded=False,
+    ),
+    Route(
+        method="GET",
+        path="/console",
+        handler=console.page,
+        summary="A page that shows the fleet, live.",
+        media="text/html",
+        guarded=False,
+    ),
+    Route(
+        method="GET",
+        path="/console/{file}",
+        handler=console.file,
+        summary="What that page loads.",
+        media="text/javascript",
+        guarded=False,
+        errors=(404,),
+    ),
+    Route(
+        method="GET",
+        path="/console/data",
+        handler=console.data,
+        summary="What that page shows, behind what it knows.",
+        media="application/json",
     ),
 )

@@ -5,6 +5,7 @@ import logging
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import asdict
 from typing import Any, Protocol
 
 from stafette.platform.frontend.errors import InvalidSetting
@@ -77,6 +78,7 @@ class PlannerService:
         now, planner = self._clock(), self.planner
         return {
             "mode": planner.config.mode,
+            "slo": asdict(planner.config.slo),
             "pools": {name: self._tell_pool(name, now) for name in planner.pools},
             "plans": tell_plans(planner.plans, now, last),
             "effects": tell_effects(self._effects, now),

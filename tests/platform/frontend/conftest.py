@@ -77,6 +77,8 @@ class FakeGenerator:
         return [{"name": "w0", "role": "both", "running": 1}]
 
     def decisions(self, query):
+        if query.startswith("last=") and query[5:].isdecimal():
+            return {"decisions": [], "counters": {"placed": 0}}
         if query:
             raise InvalidValue("last", query, "must be a whole number in 1..1000")
         return {"decisions": [{"request_id": "a"}], "counters": {"placed": 1}}
