@@ -2,16 +2,15 @@
 
 import time
 from dataclasses import dataclass
-from math import exp
+from math import ceil, exp
 from statistics import NormalDist
 
 import numpy as np
 
-from benchmarks.planner.policies.dynamo import Dynamo
+from benchmarks.planner.policies.dynamo import Dynamo, Knobs
 from benchmarks.planner.policies.fixed import Fixed, sized_for
 from benchmarks.planner.policies.queue_length import QueueLength
 from benchmarks.planner.scenarios import MOST_REPLICAS, SHIFT_AT_S, STEP_AT_S, Scenario
-from stafette.platform.planner.demand import Demand
 from stafette.platform.planner.engine_model import EngineModel
 from stafette.platform.planner.shape import Shape, Values
 from stafette.platform.planner.sizing import Sizer
@@ -25,6 +24,15 @@ from stafette.platform.twin.workloads.making import make_workload
 PEAK, MEAN, RAY, DYNAMO = "static peak", "static mean", "Ray Serve", "Dynamo"
 OURS, NO_FLIPS = "ours", "ours, no flips"
 POLICIES = (PEAK, MEAN, RAY, DYNAMO, OURS, NO_FLIPS)
+# Dynamo's with other knobs: the limits it is told, and its least replicas, as shares of what was
+# promised and of static peak. Who does so knows the peak beforehand.
+FRONTIER = {
+    "Dynamo, limits x 0.75": (0.75, 0.0),
+    "Dynamo, limits x 0.6": (0.6, 0.0),
+    "Dynamo, limits x 0.6, 1/2 peak": (0.6, 0.5),
+    "Dynamo, limits x 0.75, 3/4 peak": (0.75, 0.75),
+    "Dynamo, peak": (1.0, 1.0),
+}
 _WINDOW_S = 30.0
 _RECOVERED = 0.95  # of those who came in a window
 
@@ -79,22 +87,36 @@ def _make(scenario: Scenario, policy: str, config: TwinConfig) -> OnTick:
         return QueueLength({"prefill": 2.0, "decode": _half_full(scenario, model)}, bounds)
     if policy == DYNAMO:
         return Dynamo(model, scenario.slo, MOST_REPLICAS)
+    if policy in FRONTIER:
+        return Dynamo(model, scenario.slo, MOST_REPLICAS, _knobs(scenario, policy))
     return Planned(planner_of(config))
+
+
+def _knobs(scenario: Scenario, policy: str) -> Knobs:
+    tightened, share = FRONTIER[policy]
+    peak = _sized(scenario, PEAK)
+    return Knobs(tightened, {pool: max(1, ceil(share * n)) for pool, n in peak.items()})
 
 
 def _first_replicas(scenario: Scenario, policy: str) -> dict[str, int]:
     """Return where it starts: static ones know what comes, the others what is there."""
+    first = _sized(scenario, policy)
+    if policy in FRONTIER:
+        least = _knobs(scenario, policy).least
+        return {pool: max(n, least[pool]) for pool, n in first.items()}
+    return first
+
+
+def _sized(scenario: Scenario, policy: str) -> dict[str, int]:
     rate = {PEAK: scenario.peak_s, MEAN: scenario.mean_s}.get(policy, scenario.begin_s)
     config = scenario.config(1, {"prefill": 1, "decode": 1}, flips=True)
-    sizer = Sizer(pool_specs(config)["decode"].model, scenario.slo)
+    model = pool_specs(config)["decode"].model
+    sizer = Sizer(model, scenario.slo)
     lengths = [scenario.peak_lengths]
     shift = scenario.workload.shift
     if shift is not None and policy == PEAK:
         lengths.append(shift.lengths)
-    splits = [
-        sized_for(sizer, Demand(rate=rate, shape=shape_of(each), dispersion=1.2))
-        for each in lengths
-    ]
+    splits = [sized_for(sizer, model, rate, shape_of(each)) for each in lengths]
     return {
         "prefill": max(split.prefill for split in splits),
         "decode": max(split.decode for split in splits),

@@ -15,11 +15,15 @@ class Apart:
         """Return the fewest workers, of which no pool is slower than its tokens come."""
         at_least = max(floor.decode, demand.least_decode)
         decode = least(at_least, lambda n: self._decodes(demand, n))
-        prefill = least(floor.prefill, lambda n: self._prefills(demand, n, decode))
+        prefill = least(floor.prefill, lambda n: self._prefills(demand, n))
         return Split(prefill=prefill, decode=decode)
 
     def keeps(self, demand: Demand, prefill: int, decode: int) -> bool:
-        return self._decodes(demand, decode) and self._prefills(demand, prefill, decode)
+        return self._decodes(demand, decode) and self._prefills(demand, prefill)
+
+    def late_share(self, demand: Demand, prefill: int, decode: int) -> float:
+        """Return the share of late first tokens; where answers are too slow, all are late."""
+        return self._late_prompts(demand, prefill) if self._decodes(demand, decode) else 1.0
 
     def speeds(self, demand: Demand, prefill: int, decode: int) -> Speeds:
         promise = self._promise
@@ -37,10 +41,18 @@ class Apart:
         kept = running.itl_ms_at <= self._promise.itl_to_keep_ms(demand)
         return kept and running.fits(self._promise.decode)
 
-    def _prefills(self, demand: Demand, workers: int, decode: int) -> bool:
-        promise = self._promise
-        after = promise.after_prefill_ms(demand, promise.decoding(demand, decode).itl_ms)
-        prompts = promise.prompts(demand, after)
+    def _prefills(self, demand: Demand, workers: int) -> bool:
+        prompts = self._promise.prompts(demand, self._after_ms(demand))
+        return self._late_prompts(demand, workers) <= prompts.may_be_late
+
+    def _late_prompts(self, demand: Demand, workers: int) -> float:
+        after = self._after_ms(demand)
+        prompts = self._promise.prompts(demand, after)
         wait = waiting(prompts.work_ms, prompts.rate(demand), demand.dispersion, workers)
-        late = late_share(wait, prompts.work_ms, promise.slo.ttft_ms - after)
-        return wait.steady and late <= prompts.may_be_late
+        if not wait.steady:
+            return 1.0
+        return late_share(wait, prompts.work_ms, self._promise.slo.ttft_ms - after)
+
+    def _after_ms(self, demand: Demand) -> float:
+        """Return the most that may come after a prompt: decode workers as full as they may be."""
+        return self._promise.after_prefill_ms(demand, self._promise.slo.itl_ms)

@@ -70,15 +70,17 @@ class PlannerConfig:
     bin_s: float = 10.0  # of the series that is forecast
     quantile: float = 0.95  # of what may come, that there must be room for
     hold_down_s: float = 180.0  # a smaller need must last so long before replicas go
-    idle_s: float = 300.0  # without any request, before pools with min_replicas = 0 are emptied
+    idle_s: float = 300.0  # without any request, before pools may be emptied
     drain_backlog_s: float = 30.0  # in which what has piled up is worked off
+    promise_window_s: float = 3_600.0  # over which the share of late requests is counted
     plans_kept: int = 512
     num_cpus: float = 0.0  # of its process on a running fleet, for Ray
 
     def __post_init__(self) -> None:
         for name in ("interval_s", "replicas_interval_s", "bin_s", "hold_down_s", "idle_s"):
             _check_above(name, getattr(self, name), 0.0)
-        _check_above("drain_backlog_s", self.drain_backlog_s, 0.0)
+        for name in ("drain_backlog_s", "promise_window_s"):
+            _check_above(name, getattr(self, name), 0.0)
         if not 0.5 <= self.quantile < 1:
             raise InvalidSetting("quantile", self.quantile, "must be at least 0.5 and below 1")
         if not self.num_cpus >= 0:

@@ -12,18 +12,24 @@ class EngineModel:
     performance: Performance = Performance()
     kv_tokens: int = 262_144  # that one worker holds
     max_num_seqs: int = 256
+    block_size: int = 16
     kv_bytes_per_token: int = 131_072
     transfer_gb_s: float = 20.0  # of KV into a worker
     transfer_latency_ms: float = 0.2
 
     def __post_init__(self) -> None:
-        for name in ("kv_tokens", "max_num_seqs"):
+        for name in ("kv_tokens", "max_num_seqs", "block_size"):
             if getattr(self, name) < 1:
                 raise InvalidSetting(f"model.{name}", getattr(self, name), "must be at least 1")
 
     @classmethod
     def of_profile(
-        cls, profile: Profile, kv_tokens: int, max_num_seqs: int, max_num_batched_tokens: int
+        cls,
+        profile: Profile,
+        kv_tokens: int,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+        block_size: int = 16,
     ) -> "EngineModel":
         """Return what a worker's profile and flags say."""
         return cls(
@@ -37,6 +43,7 @@ class EngineModel:
             ),
             kv_tokens=kv_tokens,
             max_num_seqs=max_num_seqs,
+            block_size=block_size,
             kv_bytes_per_token=profile.kv_bytes_per_token,
             transfer_gb_s=profile.transfer_gb_s,
             transfer_latency_ms=profile.transfer_latency_ms,

@@ -5,8 +5,8 @@ How long is learned: who had to take back a reduction soon waits longer before t
 
 from collections import deque
 
-_REGRET_S = 1_800.0  # a reduction taken back within so long was one too many
-_LONGEST = 8.0  # times the configured patience
+_REGRET_S = 600.0  # a reduction taken back within so long has saved less than it has cost
+_LONGEST = 4.0  # times the configured patience
 
 
 class Patience:
@@ -34,7 +34,7 @@ class Patience:
 
     def grew(self, at: float) -> None:
         if self._reduced_at is not None and at - self._reduced_at < _REGRET_S:
-            self.hold_s = min(4 * self.hold_s, _LONGEST * self._least_s)
+            self.hold_s = min(2 * self.hold_s, _LONGEST * self._least_s)
         self._reduced_at = None
 
     def shrank(self, at: float) -> None:

@@ -1,39 +1,66 @@
 """Prefilling that workers do who are there to decode: short prompts, and what no hand-over brings.
 
-It takes time from the answers beside it, so that it counts where decode workers are sized.
+It takes time from the answers beside it, so that it counts where decode workers are sized. Routers
+let idle workers compute whole prompts; who is sized for a full load does not count on that, hence
+only what is done beside a good number of answers is looked at.
 """
 
 from collections import deque
 from collections.abc import Sequence
 
-from stafette.platform.planner.observation import Observation, WorkerState
+from stafette.platform.planner.engine_model import EngineModel
+from stafette.platform.planner.observation import WorkerState
+from stafette.platform.planner.shape import Shape
 from stafette.router.performance import Performance, StepReport
 
-_KEPT_S = 120.0
+_KEPT_S = 600.0
 _FEW = 20  # requests, below which a mean means little
+
+
+def expected_ms(model: EngineModel, shape: Shape) -> float:
+    """Return what is left of each prompt when only whole blocks are handed over."""
+    tokens = min(model.block_size / 2, shape.mean_prompt)
+    pairs = tokens * max(shape.mean_prompt - tokens / 2, 0.0)
+    p = model.performance
+    return tokens * p.prefill_ms_per_token + pairs * p.prefill_ms_per_pair
 
 
 class LocalWork:
     def __init__(self) -> None:
-        self._seen: deque[tuple[float, int, float]] = deque()  # at, requests, milliseconds
+        self._seen: deque[tuple[float, int, float]] = deque()  # at, tokens, milliseconds
+        self._tokens = 0
+        self._ms = 0.0
         self._roles: dict[str, str] = {}
 
     def see(
-        self, seen: Observation, workers: Sequence[WorkerState], performance: Performance
+        self,
+        at: float,
+        workers: Sequence[WorkerState],
+        model: EngineModel,
+        shape: Shape,
+        busy_from: float,
     ) -> float:
-        """Return the milliseconds that each request cost of late."""
-        spent = sum(
-            _prefill_ms(step, performance)
-            for worker in workers
-            if self._decodes(worker)
-            for step in worker.steps
-        )
+        """Return what each request costs workers that decode at least `busy_from` sequences."""
+        steps = [s for w in workers if self._decodes(w) for s in w.steps if s.usable]
+        busy = [s for s in steps if s.decode_sequences >= busy_from]
         self._roles = {worker.name: worker.role for worker in workers}
-        self._seen.append((seen.at, seen.arrivals, spent))
-        while self._seen[0][0] < seen.at - _KEPT_S:
-            self._seen.popleft()
-        requests = sum(count for _, count, _ in self._seen)
-        return sum(ms for _, _, ms in self._seen) / requests if requests >= _FEW else 0.0
+        self._note(
+            at,
+            sum(step.decode_sequences for step in busy),
+            sum(_prefill_ms(step, model.performance) for step in busy),
+        )
+        requests = self._tokens / max(shape.mean_output, 1.0)
+        return self._ms / requests if requests >= _FEW else expected_ms(model, shape)
+
+    def _note(self, at: float, tokens: int, ms: float) -> None:
+        if tokens:
+            self._seen.append((at, tokens, ms))
+            self._tokens += tokens
+            self._ms += ms
+        while self._seen and self._seen[0][0] < at - _KEPT_S:
+            _, tokens, ms = self._seen.popleft()
+            self._tokens -= tokens
+            self._ms -= ms
 
     def _decodes(self, worker: WorkerState) -> bool:
         """Who has just changed its role works off what it had before."""
@@ -41,7 +68,5 @@ class LocalWork:
 
 
 def _prefill_ms(step: StepReport, performance: Performance) -> float:
-    if not step.usable:
-        return 0.0
     by_tokens = step.prefill_tokens * performance.prefill_ms_per_token
     return by_tokens + step.prefill_pairs * performance.prefill_ms_per_pair

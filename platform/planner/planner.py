@@ -13,6 +13,7 @@ from dataclasses import replace
 
 from stafette.platform.frontend.errors import InvalidSetting
 from stafette.platform.planner.beliefs import Beliefs
+from stafette.platform.planner.budget import Budget, may_be_late
 from stafette.platform.planner.checks import Checks
 from stafette.platform.planner.config import PlannerConfig
 from stafette.platform.planner.explaining import explain
@@ -30,7 +31,9 @@ from stafette.platform.planner.shape import Shape, ShapeSeen
 from stafette.platform.planner.situation import Situation
 from stafette.platform.planner.startups import Startups
 from stafette.platform.planner.traffic import Traffic
+from stafette.platform.planner.velocity import most_decoding
 
+_BUSY = 0.5  # of the sequences a worker decodes at most, from which it has no time to spare
 _ASSUMED = Shape.of(prompt=2_000, output=250)
 
 
@@ -49,7 +52,9 @@ class Planner:
         slowest = max(spec.limits.startup_s for spec in pools.values())
         horizon = slowest + config.replicas_interval_s + config.bin_s
         self.beliefs = Beliefs(config, self.pools)
-        self.traffic = Traffic(config.bin_s, horizon, config.quantile)
+        share = may_be_late(config.slo)
+        self.traffic = Traffic(config.bin_s, horizon, config.quantile, share)
+        self._budget = Budget(config.slo, config.promise_window_s)
         self._checks = Checks(config.interval_s, self.pools)
         self._shape = ShapeSeen(assumed)
         self._live = LiveSeen()
@@ -104,16 +109,20 @@ class Planner:
         self.traffic.see(seen)
         self._shape.see(seen.started, seen.finished)
         self._measured.see(seen.at, seen.finished)
+        self._budget.see(seen.at, seen.finished)
         self._startups.see(seen.at, seen.pools)
+        shape, decode = self._shape.shape(), self.beliefs.decode
+        busy_from = _BUSY * most_decoding(decode, shape, self.config.slo)
         return Situation(
             at=seen.at,
             observation=seen,
             workers=tuple(serving),
             rates=self.traffic.rates(),
-            shape=self._shape.shape(),
+            shape=shape,
             live=self._live.see(seen.at, serving),
             kept=self._measured.kept(),
-            local_ms=self._local.see(seen, serving, self.beliefs.decode.performance),
+            local_ms=self._local.see(seen.at, serving, decode, shape, busy_from),
+            may_be_late=self._budget.at_once,
             idle_s=seen.at - self.traffic.idle_since
             if self.traffic.idle_since is not None
             else 0.0,

@@ -44,20 +44,20 @@ class Promise:
 
     def decoding(self, demand: Demand, workers: int, stolen: float = 0.0) -> Decoding:
         """What has piled up before prefill workers comes to those that decode as it is done."""
-        rate = demand.rate
-        if demand.backlog_ms:
-            shape = demand.shape
-            work = prefill_ms(self.prefill, shape.prompt_tokens, shape.cached_tokens)
-            rate += demand.backlog_ms / max(float(work.mean()), 1e-9)
+        shape = demand.shape
+        work = prefill_ms(self.prefill, shape.prompt_tokens, shape.cached_tokens)
+        work_ms = float(work.mean())
+        rate = demand.rate + demand.backlog_ms / max(work_ms, 1e-9)
         local = rate * demand.local_ms / 1e3 / workers if workers else 0.0
         return decoding(
             self.decode,
-            demand.shape,
+            shape,
             rate,
             demand.dispersion,
             workers,
             self.slo.itl_percentile,
             min(stolen + local, 1.0),
+            reserved_ms=work_ms,
         )
 
     def lone_itl_ms(self, demand: Demand) -> float:

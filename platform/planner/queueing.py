@@ -116,8 +116,13 @@ def decoding(
     workers: int,
     percentile: float,
     stolen: float = 0.0,
+    reserved_ms: float = 0.0,
 ) -> Decoding:
-    """Return the decoding of `rate` answers a second; `stolen` is the time that prompts take."""
+    """Return the decoding of `rate` answers a second; `stolen` is the time that prompts take.
+
+    A sequence holds its KV for `reserved_ms` before it decodes. Few long contexts make the KV in
+    use wander more than the number of sequences does.
+    """
     p = model.performance
     context = shape.mean_context
     each_ms = p.decode_ms_per_seq + context * p.decode_ms_per_kv_token
@@ -132,7 +137,10 @@ def decoding(
     beyond = max(NormalDist().inv_cdf(percentile / 100), 0.0) * sqrt(wander)
     most = ceil((mean * workers + beyond) / workers - 1e-9) if mean > 0 else 0
     at = (p.step_ms + most * each_ms) / share
-    return Decoding(mean, most, itl, at, most * context)
+    ahead = rate * reserved_ms / 1e3
+    uneven = sqrt((wander + ahead) * (1 + shape.context_spread))
+    held = mean * workers + ahead + NormalDist().inv_cdf(percentile / 100) * uneven
+    return Decoding(mean, most, itl, at, max(held, 0.0) / workers * context)
 
 
 def dispersion_of(counts: Values) -> float:

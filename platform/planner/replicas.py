@@ -10,11 +10,13 @@ from stafette.platform.planner.demand import Demand, Split
 from stafette.platform.planner.holding import Patience
 from stafette.platform.planner.plan import Violation
 from stafette.platform.planner.pool_spec import PoolSpec
+from stafette.platform.planner.resting import least_at_rest
 from stafette.platform.planner.situation import Situation
 from stafette.platform.planner.sizing import MOST_TOGETHER, Sizer, Sizing
 from stafette.platform.planner.startups import Startups
 from stafette.workers.service.standing import ROLES
 
+_RESTS_S = 30.0  # without a request, from which the fleet rests
 _MARGIN = 1.1  # fewer replicas must be enough for a little more than is likely
 
 
@@ -76,9 +78,14 @@ class Replicas:
 
     def _decide(self, now: Situation) -> Wish:
         assert self._wish is not None
-        if self._may_sleep(now):
-            none = {name: self._pools[name].limits.min_replicas for name in self._pools}
-            return Wish(replicas=none, needed=Split(), decided_by="idle")
+        if now.asleep and now.idle_s >= _RESTS_S:
+            rest = self._rest(now)
+            if rest.total:
+                resting = Sizing(rest, "room for those who come back")
+                return self._wished(now, resting, resting)
+            if now.idle_s >= self._config.idle_s:
+                none = {name: self._pools[name].limits.min_replicas for name in self._pools}
+                return Wish(replicas=none, needed=Split(), decided_by="idle")
         if now.rates.upper <= 0 and now.asleep:
             return replace(self._wish, decided_by="idle for less than idle_s")
         if now.rates.unknown and any(self._wish.replicas.values()):
@@ -86,7 +93,17 @@ class Replicas:
         sizer = self._beliefs.sizer
         calm = self._size(sizer, now, now.demand(self._cautious(now)))
         piled = now.demand(now.rates.upper, self._backlog(now, sizer))
-        wanted = self._size(sizer, now, piled)
+        return self._wished(now, self._size(sizer, now, piled), calm)
+
+    def _rest(self, now: Situation) -> Split:
+        """Return who stays while nobody asks; a window without any request promises nothing."""
+        if now.idle_s >= self._config.promise_window_s or not now.rates.busy:
+            return Split()
+        startup_s = max(self._startups.startup_s(name) for name in self._pools)
+        demand = now.demand(now.rates.busy)
+        return least_at_rest(self._beliefs.sizer, demand, startup_s, now.may_be_late)
+
+    def _wished(self, now: Situation, wanted: Sizing, calm: Sizing) -> Wish:
         if self._beliefs.flippable:
             return self._of_total(now, wanted, calm)
         return self._of_roles(now, wanted, calm)
@@ -177,9 +194,6 @@ class Replicas:
     def _room(self, now: Situation) -> Room:
         caps = {name: self._startups.cap(name, now.at) for name in self._pools}
         return Room(pools=self._pools, caps=caps, max_gpus=self._config.max_gpus)
-
-    def _may_sleep(self, now: Situation) -> bool:
-        return now.asleep and now.idle_s >= self._config.idle_s
 
     def _must_wake(self, now: Situation) -> bool:
         assert self._wish is not None

@@ -57,9 +57,17 @@ class Shape:
     @property
     def mean_context(self) -> float:
         """Return the mean context of a sequence that decodes: long answers are seen longer."""
+        return self._moment_of_context(1)
+
+    @property
+    def context_spread(self) -> float:
+        """Return the variance of such contexts over their mean's square."""
+        return max(0.0, self._moment_of_context(2) / max(self.mean_context, 1.0) ** 2 - 1.0)
+
+    def _moment_of_context(self, power: int) -> float:
         outputs = self.output_tokens
         contexts = self.answered_prompt_tokens + outputs / 2
-        return float((outputs * contexts).sum() / max(outputs.sum(), 1.0))
+        return float((outputs * contexts**power).sum() / max(outputs.sum(), 1.0))
 
 
 class Samples:

@@ -22,6 +22,7 @@ class Situation:
     kept: Kept
     idle_s: float
     local_ms: float  # of prefilling that a request costs the worker that decodes it
+    may_be_late: float = 0.0  # requests, for the sake of one decision
 
     @property
     def asleep(self) -> bool:

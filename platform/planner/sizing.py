@@ -73,6 +73,10 @@ class Sizer:
             return self._mixed.keeps(demand, split.both)
         return self._apart.keeps(demand, *_halved(split))
 
+    def late_share(self, demand: Demand, split: Split) -> float:
+        """Return the share of requests that these workers, apart, answer too late."""
+        return self._apart.late_share(demand, split.prefill, split.decode)
+
     def speeds(self, demand: Demand, split: Split) -> Speeds:
         """Return what a split gives; workers that do both count for each role by its half."""
         if split.both and not (split.prefill or split.decode):

@@ -6,6 +6,7 @@ from math import ceil, sqrt
 
 import numpy as np
 
+from stafette.platform.planner.bursts import Bursts
 from stafette.platform.planner.forecasting.contest import Contest
 from stafette.platform.planner.observation import Observation
 from stafette.platform.planner.queueing import dispersion_of
@@ -16,6 +17,8 @@ _CALM_S = 30.0  # after a jump, until the next one
 NONE = "nobody yet"
 _KEPT_S = 600.0
 _GRAIN_S = 5.0  # of the counts that say how unevenly requests come
+_BUSY = 12  # bins with requests, whose mean is what comes when requests come
+_IDLE = 3  # bins without any, after which it is a return when one comes
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +31,7 @@ class Rates:
     model: str
     dispersion: float
     jumped: bool
+    busy: float = 0.0  # before nobody asked, or now
 
     @property
     def unknown(self) -> bool:
@@ -36,13 +40,21 @@ class Rates:
 
 
 class Traffic:
-    def __init__(self, bin_s: float, horizon_s: float, quantile: float) -> None:
+    """`may_be_late` is the share of requests for which no burst need be expected."""
+
+    def __init__(
+        self, bin_s: float, horizon_s: float, quantile: float, may_be_late: float = 0.05
+    ) -> None:
         horizon = max(2, ceil(horizon_s / bin_s))
         self.contest = Contest(horizon, quantile, bin_s)
+        self._bursts = Bursts(horizon // 2, bin_s, may_be_late)
+        self._busy: deque[float] = deque(maxlen=_BUSY)  # bins in which requests came
+        self._returned_at: float | None = None
         self._bin_s = bin_s
         self._counts: deque[tuple[float, float, int]] = deque()  # end, seconds, arrivals
         self._open_arrivals = 0
         self._open_s = 0.0
+        self._dispersion = 1.0
         self._jumped_at: float | None = None
         self._jump_rate = 0.0
         self.idle_since: float | None = None
@@ -54,6 +66,8 @@ class Traffic:
         while self._counts[0][0] <= at - _KEPT_S:
             self._counts.popleft()
         if arrivals or observation.waiting:
+            if self.idle_since is not None and at - self.idle_since >= _IDLE * self._bin_s:
+                self._returned_at = at
             self.idle_since = None
         elif self.idle_since is None:
             self.idle_since = at - observation.window_s
@@ -68,23 +82,42 @@ class Traffic:
     def rates(self) -> Rates:
         now = self._mean(_WINDOWS_S[-1])
         forecast = self.contest.forecast()
-        dispersion = self._dispersion()
+        dispersion, busy = self._dispersion, self._busy_rate
         if forecast is None:
             told = self._jump_rate if self._jumped_at is not None else now
             upper = told + sqrt(max(told, 0.0) / _WINDOWS_S[-1])
-            return Rates(told, told, upper, NONE, dispersion, self._jumped_at is not None)
+            upper = max(upper, self._returning)
+            return Rates(told, told, upper, NONE, dispersion, self._jumped_at is not None, busy)
         middle, upper, jumped = forecast.middle, forecast.upper, self._jumping
+        upper = max(upper, self._bursts.room_for(middle), self._returning)
         if jumped:
             now = self._jump_rate
             upper = max(upper, now)
-        return Rates(now, middle, upper, forecast.model, dispersion, jumped)
+        return Rates(now, middle, upper, forecast.model, dispersion, jumped, busy)
 
     def _fill_bin(self, seconds: float, arrivals: int) -> None:
         self._open_arrivals += arrivals
         self._open_s += seconds
         if self._open_s >= self._bin_s * 0.999:
-            self.contest.observe(self._open_arrivals / self._open_s)
+            rate = self._open_arrivals / self._open_s
+            self._dispersion = self._uneven()
+            self.contest.observe(rate)
+            self._bursts.see(rate, self._dispersion)
+            if rate > 0:
+                self._busy.append(rate)
             self._open_arrivals, self._open_s = 0, 0.0
+
+    @property
+    def _busy_rate(self) -> float:
+        return sum(self._busy) / len(self._busy) if self._busy else 0.0
+
+    @property
+    def _returning(self) -> float:
+        """Return what came before nobody asked, when requests have just begun to come again."""
+        if self._returned_at is None or not self._counts:
+            return 0.0
+        young = self._counts[-1][0] - self._returned_at < _IDLE * self._bin_s
+        return self._busy_rate if young else 0.0
 
     @property
     def _jumping(self) -> bool:
@@ -101,7 +134,7 @@ class Traffic:
         forecast = self.contest.forecast()
         if forecast is None:
             return
-        spread = sqrt(max(self._dispersion(), 1.0))
+        spread = sqrt(max(self._dispersion, 1.0))
         for window in _WINDOWS_S:
             count, seconds = self._sum(window)
             far = 2 * (sqrt(count) - sqrt(forecast.middle * seconds)) / spread
@@ -129,7 +162,8 @@ class Traffic:
         count, seconds = self._sum(window_s)
         return count / seconds if seconds else 0.0
 
-    def _dispersion(self) -> float:
+    def _uneven(self) -> float:
+        """Return the counts' dispersion."""
         grains, arrivals, seconds = [], 0, 0.0
         for _, covered, count in self._counts:
             arrivals += count

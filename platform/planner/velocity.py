@@ -60,8 +60,17 @@ class Velocity:
 
 def _decode_velocity(model: EngineModel, shape: Shape, slo: SloConfig) -> float:
     """Return what a worker gives when it is as full as KV, batch and the promise allow."""
-    p, context = model.performance, shape.mean_context
-    each_ms = p.decode_ms_per_seq + context * p.decode_ms_per_kv_token
-    by_itl = (slo.itl_ms - p.step_ms) / max(each_ms, 1e-9)
-    most = max(1.0, min(model.max_num_seqs, model.kv_tokens / max(context, 1.0), by_itl))
-    return most / (p.step_ms + most * each_ms) * 1e3
+    p, most = model.performance, most_decoding(model, shape, slo)
+    return most / (p.step_ms + most * _each_ms(model, shape)) * 1e3
+
+
+def most_decoding(model: EngineModel, shape: Shape, slo: SloConfig) -> float:
+    """Return how many sequences a worker decodes at most."""
+    by_itl = (slo.itl_ms - model.performance.step_ms) / max(_each_ms(model, shape), 1e-9)
+    by_kv = model.kv_tokens / max(shape.mean_context, 1.0)
+    return max(1.0, min(model.max_num_seqs, by_kv, by_itl))
+
+
+def _each_ms(model: EngineModel, shape: Shape) -> float:
+    p = model.performance
+    return p.decode_ms_per_seq + shape.mean_context * p.decode_ms_per_kv_token

@@ -104,6 +104,7 @@ def _model(config: TwinConfig, pool: str) -> EngineModel:
         flags.num_kv_blocks * flags.block_size,
         flags.max_num_seqs,
         flags.max_num_batched_tokens,
+        flags.block_size,
     )
 
 

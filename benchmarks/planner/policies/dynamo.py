@@ -6,8 +6,8 @@ are estimated to be over the limit, and takes one away when the others could bea
 """
 
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from math import ceil
 
 import numpy as np
@@ -26,6 +26,14 @@ _SAFE = 0.8  # of a limit, below which one worker fewer is safe
 _ARIMA = Arima(1, 1, 0)
 
 
+@dataclass(frozen=True, slots=True)
+class Knobs:
+    """What its users turn when it keeps too few promises."""
+
+    tightened: float = 1.0  # the limits that it is told, of those promised
+    least: Mapping[str, int] = field(default_factory=lambda: {"prefill": 1, "decode": 1})
+
+
 @dataclass(slots=True)
 class _Traffic:
     requests: int = 0
@@ -36,11 +44,15 @@ class _Traffic:
 
 
 class Dynamo:
-    def __init__(self, model: EngineModel, slo: SloConfig, most: int) -> None:
-        self._model, self._slo, self._most = model, slo, most
+    def __init__(
+        self, model: EngineModel, slo: SloConfig, most: int, knobs: Knobs | None = None
+    ) -> None:
+        self._model, self._most, self._knobs = model, most, knobs or Knobs()
+        share = self._knobs.tightened
+        self._slo = replace(slo, ttft_ms=share * slo.ttft_ms, itl_ms=share * slo.itl_ms)
         self._window = _Traffic()
         self._counts: list[float] = []
-        self._least = {"prefill": 1, "decode": 1}
+        self._least = dict(self._knobs.least)
         self._isl, self._osl, self._hit = 0.0, 0.0, 0.0
         self._recent: deque[tuple[int, int]] = deque(maxlen=200)
         self._next_throughput_s, self._next_load_s = _THROUGHPUT_S, _LOAD_S
@@ -70,7 +82,7 @@ class Dynamo:
         if seen.requests or self._counts:  # leading zeros are skipped
             self._counts.append(float(seen.requests))
         if not seen.requests or not seen.answers:
-            self._least = {"prefill": 1, "decode": 1}
+            self._least = dict(self._knobs.least)
             return
         self._isl = seen.prompt_tokens / seen.requests
         self._osl = seen.output_tokens / seen.answers
@@ -78,7 +90,7 @@ class Dynamo:
         rate = self._predict() / _THROUGHPUT_S
         for pool, able in (("prefill", self._prefill_rps()), ("decode", self._decode_rps())):
             current = twin.fleet.pools[pool].target
-            wanted = max(1, ceil(rate / able - 1e-9))
+            wanted = max(self._knobs.least[pool], ceil(rate / able - 1e-9))
             step = min(max(wanted - current, -_MOST_STEP), _MOST_STEP)
             self._least[pool] = min(current + step, self._most)
             if self._least[pool] > current:

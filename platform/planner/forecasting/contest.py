@@ -16,6 +16,7 @@ import numpy as np
 
 from stafette.platform.planner.forecasting.arima import Arima
 from stafette.platform.planner.forecasting.averages import Constant, MovingAverage
+from stafette.platform.planner.forecasting.carrying import carried
 from stafette.platform.planner.forecasting.forecaster import Forecaster, Series
 from stafette.platform.planner.forecasting.kalman import LocalTrend
 from stafette.platform.planner.forecasting.seasonal import Seasonal
@@ -56,7 +57,8 @@ class _Record:
     """One model's past."""
 
     forecaster: Forecaster
-    residuals: deque[float] = field(default_factory=lambda: deque(maxlen=_RESIDUALS))
+    # What was said, and what came.
+    told: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=_RESIDUALS))
     cost: float = 0.0
     weight: float = 0.0
     open: deque[tuple[float, float]] = field(default_factory=deque)  # middle, its quantile
@@ -82,6 +84,7 @@ class Contest:
         self._values: deque[float] = deque(maxlen=_KEPT)
         self._best = self._records[0]
         self._since = 0  # values since the level jumped
+        self._said: Forecast | None = None
 
     @property
     def values(self) -> Series:
@@ -102,9 +105,20 @@ class Contest:
             self._judge(record, actual)
             self._speak(record, series)
         self._elect()
+        self._said = self._say()
 
     def forecast(self) -> Forecast | None:
         """Return what the best model says now; None before the first value, or after a jump."""
+        return self._said
+
+    def shift(self) -> None:
+        """The level has jumped: models that only know levels begin anew with the next value."""
+        self._since = 0
+        self._said = None
+        for record in self._records:
+            record.open.clear()
+
+    def _say(self) -> Forecast | None:
         record = self._best if self._best.open else self._records[0]
         if not record.open:
             return None
@@ -113,17 +127,11 @@ class Contest:
         lower = middle - self._beyond_noise(record, middle, 1 - self.quantile)
         return Forecast(record.forecaster.name, middle, upper, max(lower, 0.0))
 
-    def shift(self) -> None:
-        """The level has jumped: models that only know levels begin anew with the next value."""
-        self._since = 0
-        for record in self._records:
-            record.open.clear()
-
     def _judge(self, record: _Record, actual: float) -> None:
         if len(record.open) < self.horizon:
             return
         middle, upper = record.open.popleft()
-        record.residuals.append(actual - middle)
+        record.told.append((middle, actual))
         short = actual - upper
         cost = self.quantile * short if short > 0 else (self.quantile - 1) * short
         record.cost = _FORGETTING * record.cost + cost
@@ -136,22 +144,24 @@ class Contest:
             return
         path = record.forecaster.path(series, self.horizon)
         middle = max(level(path), 0.0)
-        off = self._quantile_of(record, self.quantile)
+        off = self._quantile_of(record, middle, self.quantile)
         noise = NormalDist().inv_cdf(self.quantile) * np.sqrt(self._noise(middle))
         record.open.append((middle, middle + float(noise if off is None else off)))
 
     def _beyond_noise(self, record: _Record, middle: float, quantile: float) -> float:
         """Return how far that quantile lies from the middle, less what counting alone explains."""
-        off, noise = self._quantile_of(record, quantile), self._noise(middle)
+        off, noise = self._quantile_of(record, middle, quantile), self._noise(middle)
         if off is None:
             return float(np.sqrt(noise))
         usual = NormalDist().inv_cdf(quantile)
         return float(np.sqrt(max(0.0, off * off - usual * usual * noise)))
 
-    def _quantile_of(self, record: _Record, quantile: float) -> float | None:
-        if len(record.residuals) < _FEW:
+    def _quantile_of(self, record: _Record, middle: float, quantile: float) -> float | None:
+        """Return how far off the quantile of its errors is, had they been made at this level."""
+        if len(record.told) < _FEW:
             return None
-        return float(np.quantile(record.residuals, quantile))
+        middles, actuals = np.array(record.told).T
+        return float(np.quantile(carried(middle, middles, actuals), quantile)) - middle
 
     def _noise(self, middle: float) -> float:
         """Return the variance of half a horizon's mean rate, where requests come at random."""

@@ -62,8 +62,8 @@ def test_fewer_replicas_are_wanted_only_when_that_was_enough_for_long():
 
 
 def test_nobody_asks_and_after_a_while_nobody_is_there():
-    moments = Moments(planner(idle_s=100.0))
-    moments.go_on(60, rate=3.0)
+    moments = Moments(planner(idle_s=100.0, startup_s=1.0))
+    moments.go_on(120, rate=3.0)
     moments.go_on(90, rate=0.0)
     assert total(moments.plans[-1]) > 0
 
@@ -71,6 +71,28 @@ def test_nobody_asks_and_after_a_while_nobody_is_there():
 
     assert total(plan) == 0
     assert plan.explanation.decided_by == "idle"
+
+
+def test_who_cannot_afford_a_slow_return_keeps_workers_until_the_window_is_over():
+    moments = Moments(planner(idle_s=100.0, promise_window_s=900.0))
+    moments.go_on(120, rate=3.0)  # of 360 requests 18 may be late; a return costs 180
+
+    plan = moments.go_on(600, rate=0.0)
+
+    assert total(plan) > 0
+    assert total(moments.go_on(400, rate=0.0)) == 0
+
+
+def test_load_that_comes_back_finds_as_much_asked_for_as_there_was_before():
+    moments = Moments(planner(idle_s=100.0, promise_window_s=300.0), prefill=4, decode=3)
+    moments.go_on(100, rate=20.0)
+    before = moments.plans[-1].explanation.needed
+    moments.go_on(600, rate=0.0)
+    assert total(moments.plans[-1]) == 0
+
+    plan = moments.step(0.0, arrivals=1, waiting=1)
+
+    assert total(plan) >= before["prefill"] + before["decode"]
 
 
 def test_first_request_wakes_the_fleet_in_the_same_moment():
@@ -281,7 +303,7 @@ def test_pools_without_any_that_decodes_are_refused():
             "less than the pools' min_replicas take",
         ),
         (lambda: PlannerConfig(quantile=1.0), "quantile"),
-        (lambda: Config(planner=PlannerConfig(mode="on")), "only the digital twin's"),
+        (lambda: Config(planner=PlannerConfig(mode="on")), "must name those"),
         (
             lambda: Config(planner=PlannerConfig(pools={"encode": PoolLimits()})),
             "encode.*is no pool; there are: prefill, decode",

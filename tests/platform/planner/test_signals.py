@@ -3,6 +3,7 @@
 import pytest
 
 from stafette.platform.planner.config import PoolLimits
+from stafette.platform.planner.engine_model import EngineModel
 from stafette.platform.planner.holding import Patience
 from stafette.platform.planner.local_work import LocalWork
 from stafette.platform.planner.observation import (
@@ -113,17 +114,44 @@ def test_who_had_to_take_a_reduction_back_waits_longer_before_the_next():
 
     patience.grew(1_200.0)
 
-    assert patience.hold_s == 400.0
+    assert patience.hold_s == 200.0
 
 
-def test_prefilling_on_decode_workers_is_counted_for_each_request():
+def test_reduction_that_lasted_for_long_was_worth_it():
+    patience = Patience(100.0)
+    patience.shrank(1_000.0)
+
+    patience.grew(2_000.0)
+
+    assert patience.hold_s == 100.0
+
+
+def decodes(*steps):
+    return [WorkerState(name="w", pool="decode", role="decode", steps=steps)]
+
+
+MODEL = EngineModel(
+    performance=Performance(prefill_ms_per_token=0.2, prefill_ms_per_pair=0.0), block_size=256
+)
+SHAPE = Shape.of(prompt=2_000, output=10)
+
+
+def test_prefilling_beside_many_answers_is_counted_for_each_request():
     local = LocalWork()
-    step = StepReport(wall_ms=30.0, prefill_tokens=100, decode_sequences=3)
-    worker = WorkerState(name="w", pool="decode", role="decode", steps=[step] * 10)
-    moments = [Observation(at=float(n), window_s=1.0, arrivals=20) for n in (1, 2)]
-    performance = Performance(prefill_ms_per_token=0.2)
-    local.see(moments[0], [worker], performance)
+    step = StepReport(wall_ms=30.0, prefill_tokens=100, decode_sequences=5)
+    local.see(1.0, [], MODEL, SHAPE, 4.0)
+    local.see(2.0, decodes(step), MODEL, SHAPE, 4.0)  # whose role is known from now on
 
-    found = local.see(moments[1], [worker], performance)
+    found = local.see(3.0, decodes(*[step] * 40), MODEL, SHAPE, 4.0)
 
-    assert found == pytest.approx(10 * 100 * 0.2 / 40)
+    assert found == pytest.approx(40 * 100 * 0.2 / (40 * 5 / 10))
+
+
+def test_prefilling_of_workers_with_time_to_spare_is_not_counted_on():
+    local = LocalWork()
+    step = StepReport(wall_ms=400.0, prefill_tokens=2_000, decode_sequences=1)
+    local.see(1.0, decodes(step), MODEL, SHAPE, 4.0)
+
+    found = local.see(2.0, decodes(*[step] * 400), MODEL, SHAPE, 4.0)
+
+    assert found == pytest.approx(128 * 0.2)  # half a block
