@@ -1,4 +1,4 @@
-"""Show the workers of a running fleet: roles, load, use of the KV cache."""
+"""Show the workers of a running fleet: roles, load, use of the KV cache, planned sizes."""
 
 import argparse
 import json
@@ -6,7 +6,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from stafette.platform.commands.talking import DEFAULT_URL, Asker
+from stafette.platform.commands.planner import told_sizes
+from stafette.platform.commands.talking import DEFAULT_URL, Asker, AskingFailed
 
 _COLUMNS = ("worker", "role", "state", "running", "waiting", "queued tokens", "KV used", "heard")
 
@@ -18,9 +19,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    told = Asker(arguments.url, arguments.key).get("/v1/workers")
+    asker = Asker(arguments.url, arguments.key)
+    told, planner = asker.get("/v1/workers"), _planner(asker)
     if arguments.json:
-        json.dump(told, sys.stdout, indent=2)
+        json.dump({**told, "planner": planner}, sys.stdout, indent=2)
         print()
         return 0
     workers = told["data"]
@@ -31,7 +33,18 @@ def run(arguments: argparse.Namespace) -> int:
             "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         )
     print(_summary(workers, told["requests"]))
+    for line in told_sizes(planner):
+        print(line)
     return 0
+
+
+def _planner(asker: Asker) -> Mapping[str, Any]:
+    """Return what the planner tells; one that is being restarted is no reason to tell nothing."""
+    try:
+        found: Mapping[str, Any] = asker.get("/v1/planner?last=1")
+    except AskingFailed as error:
+        return {"mode": error.remedy, "pools": {}}
+    return found
 
 
 def _row(worker: Mapping[str, Any]) -> tuple[str, ...]:

@@ -40,6 +40,10 @@ class Asker:
         with self._answer("POST", path, body) as answer:
             return json.loads(answer.read())
 
+    def delete(self, path: str) -> Any:
+        with self._answer("DELETE", path, None) as answer:
+            return json.loads(answer.read())
+
     def events(self, path: str, body: object) -> Iterator[Any]:
         """Yield what a stream of server-sent events brings, until its [DONE]."""
         with self._answer("POST", path, body) as answer:

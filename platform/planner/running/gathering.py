@@ -153,8 +153,12 @@ def pool_of(worker: str) -> str:
     return worker.partition("-")[0]
 
 
-def pool_state(target: int, pool: str, workers: Sequence[WorkerState]) -> PoolState:
-    ready = sum(w.pool == pool and not w.draining for w in workers)
+def pool_state(asked: int, pool: str, workers: Sequence[WorkerState]) -> PoolState:
+    """Whoever leaves is not there any more, and nobody is started for it that would be missed."""
+    own = [worker.draining for worker in workers if worker.pool == pool]
+    leaving = sum(own)
+    ready = len(own) - leaving
+    target = max(ready, asked - leaving) if asked else 0
     return PoolState(target=target, ready=ready, starting=max(0, target - ready))
 
 

@@ -1,7 +1,9 @@
 """Lets pins outlive the planner's process: frontends keep them for its next life."""
 
+import asyncio
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 
 from stafette.kvtransfer.errors import MalformedMessage
 from stafette.kvtransfer.strict import each, number
@@ -23,23 +25,28 @@ class PinKeeper:
         self._pins = pins
         self._frontends = frontends
         self._clock = clock
-        self._asked = False  # for what an earlier life has left
+        self._learned = asyncio.Event()  # what an earlier life has left
         self._version = 0
         self._told: dict[Life, int] = {}
 
     def changed(self) -> None:
-        """Somebody has decided: what an earlier life has left counts no more."""
-        self._asked = True
+        """Somebody has pinned a pool, or let it go."""
         self._version += 1
+
+    async def learned(self) -> None:
+        """Wait, not for ever, until what an earlier life has left is known: it is older."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_ANSWER_S):
+                await self._learned.wait()
 
     async def look(self) -> None:
         """Ask for what was left, once; from then on tell what changes, and whoever is new."""
         clients = list(self._frontends.clients.values())
-        if not self._asked and clients:
-            self._asked = True
+        if not self._learned.is_set() and clients:
             for client in clients:
                 if await self._adopt(client.name):
                     break
+            self._learned.set()
             self._version += 1
         lives = {(client.name, client.epoch): client.name for client in clients}
         told = {life: version for life, version in self._told.items() if life in lives}

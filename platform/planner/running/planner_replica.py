@@ -53,10 +53,10 @@ class PlannerReplica:
         return await self._loop.run(self._overview(last))
 
     async def pin(self, pool: str, replicas: int, for_s: float) -> None:
-        await self._loop.run(self._pin(pool, replicas, for_s))
+        await self._loop.run(self._service.pin(pool, replicas, for_s))
 
     async def unpin(self, pool: str) -> bool:
-        return await self._loop.run(self._unpin(pool))
+        return await self._loop.run(self._service.unpin(pool))
 
     def check_health(self) -> None:
         if any(task.done() for task in self._tasks):
@@ -101,12 +101,6 @@ class PlannerReplica:
 
     async def _overview(self, last: int) -> dict[str, Any]:
         return self._service.overview(last)
-
-    async def _pin(self, pool: str, replicas: int, for_s: float) -> None:
-        self._service.pin(pool, replicas, for_s)
-
-    async def _unpin(self, pool: str) -> bool:
-        return self._service.unpin(pool)
 
     async def _end(self) -> None:
         for task in self._tasks:

@@ -84,14 +84,16 @@ class PlannerService:
             "effects": tell_effects(self._effects, now),
         }
 
-    def pin(self, pool: str, replicas: int, for_s: float) -> None:
+    async def pin(self, pool: str, replicas: int, for_s: float) -> None:
         if not 0 < for_s <= _LONGEST_PIN_S:
             raise InvalidSetting("for_s", for_s, f"must be above 0, at most {_LONGEST_PIN_S:g}")
+        await self._keeper.learned()
         self.planner.pins.pin(pool, replicas, self._clock() + for_s)
         self._pinned()
 
-    def unpin(self, pool: str) -> bool:
+    async def unpin(self, pool: str) -> bool:
         """Return whether there was one."""
+        await self._keeper.learned()
         found = self.planner.pins.unpin(pool)
         self._pinned()
         return found
