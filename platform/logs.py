@@ -5,7 +5,7 @@ import logging
 import sys
 import time
 
-from stafette.workers.logging_context import REQUEST
+from stafette.workers.logging_context import REQUEST, TRACE
 
 
 def set_up(level: str, process: str = "") -> None:
@@ -41,6 +41,7 @@ class JsonLines(logging.Formatter):
             "logger": record.name.removeprefix("stafette."),
             "process": self._process,
             "request": REQUEST.get(),
+            "trace_id": TRACE.get(),
             "message": record.getMessage(),
             "error": self.formatException(record.exc_info) if record.exc_info else "",
         }

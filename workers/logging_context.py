@@ -3,3 +3,4 @@
 from contextvars import ContextVar
 
 REQUEST: ContextVar[str] = ContextVar("stafette_request", default="")
+TRACE: ContextVar[str] = ContextVar("stafette_trace", default="")  # its id; empty: not traced

@@ -24,6 +24,7 @@ class Request:
     lora: str | None = None  # an adapter's name
     cache_salt: str | None = None  # requests with different salts never share KV
     detokenize: bool = True
+    traceparent: str = ""  # the span that it is a part of, as W3C writes it; empty: not traced
 
     @property
     def token_ids(self) -> list[int]:

@@ -37,6 +37,7 @@ from stafette.platform.frontend.served import Served
 from stafette.platform.frontend.serving import Serving
 from stafette.platform.observability.page import OwnPage, Page
 from stafette.platform.observability.process import ProcessMetrics
+from stafette.platform.observability.request_trace import RequestTracer
 
 logger = logging.getLogger(__name__)
 _OWN_ID = re.compile(r"[\w.:-]{1,128}")
@@ -89,6 +90,10 @@ class Frontend:
         """Answer for whoever sizes the fleet."""
         self._services = replace(self._services, fleet_planner=planner)
         self.console.show_planner(planner)
+
+    def trace(self, tracer: RequestTracer) -> None:
+        """Let each request that comes from now on be a span."""
+        self._services.serving.tracer = tracer
 
     def drain(self) -> None:
         """Take no new requests; those in flight go on."""

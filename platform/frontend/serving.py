@@ -19,6 +19,7 @@ from stafette.platform.frontend.errors import (
 from stafette.platform.frontend.generator import Generator
 from stafette.platform.frontend.metrics.book import Meter, Metrics
 from stafette.platform.frontend.plans import Plan
+from stafette.platform.observability.request_trace import RequestTrace, RequestTracer, traced
 from stafette.workers.errors import EngineError
 from stafette.workers.request import OutputDelta
 
@@ -30,6 +31,7 @@ class Serving:
     def __init__(self, generator: Generator, metrics: Metrics) -> None:
         self.generator = generator
         self.metrics = metrics
+        self.tracer: RequestTracer | None = None  # None: no traces
 
     async def stream(self, exchange: Exchange, plan: Plan, writer: StreamWriter) -> None:
         """Send an answer as events. Until its first token nothing is sent: errors have a status."""
@@ -78,9 +80,10 @@ class Serving:
         meter = Meter(self.metrics, time.perf_counter, exchange.arrived, plan)
         timeout = asyncio.timeout_at(plan.ends_at)
         try:
-            async with exchange.while_connected(), timeout:
-                async with aclosing(self._deltas(plan)) as stream:
-                    yield stream, meter
+            async with traced(self.tracer, exchange, plan) as trace:
+                async with exchange.while_connected(), timeout:
+                    async with aclosing(self._deltas(plan, trace)) as stream:
+                        yield stream, meter
         except TimeoutError:
             if timeout.expired():
                 raise _timed_out(exchange) from None
@@ -90,9 +93,11 @@ class Serving:
         if meter.num_finished < plan.num_answers:
             raise InternalError("the answer broke off: whoever made it ended without a reason")
 
-    def _deltas(self, plan: Plan) -> Deltas:
-        streams = [self.generator.stream(request, plan.hints) for request in plan.requests]
-        return streams[0] if len(streams) == 1 else merged(streams, plan.answers_per_prompt)
+    def _deltas(self, plan: Plan, trace: RequestTrace | None) -> Deltas:
+        asked = plan.requests if trace is None else map(trace.told, plan.requests)
+        streams = [self.generator.stream(request, plan.hints) for request in asked]
+        whole = streams[0] if len(streams) == 1 else merged(streams, plan.answers_per_prompt)
+        return whole if trace is None else trace.watched(whole)
 
     def _placement(self, plan: Plan) -> dict[str, object] | None:
         placed = self.generator.placement(plan.requests[0].request_id) if plan.explain else None

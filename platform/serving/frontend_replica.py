@@ -16,6 +16,7 @@ from stafette.platform.config import Config, api_keys, api_settings
 from stafette.platform.frontend.app import Frontend
 from stafette.platform.frontend.served import Served
 from stafette.platform.frontend.server import Server, address, listen
+from stafette.platform.observability.tracing import open_tracing
 from stafette.platform.serving.assembly import (
     Front,
     fleet_metrics,
@@ -110,6 +111,9 @@ class FrontendReplica:
         self._app = Frontend(served, self._front.dispatcher, settings, keys, self._page)
         if self._planner is not None:
             self._app.show_planner(PlannerHandle(self._planner))
+        self._tracing = open_tracing(self._config.tracing, self._name, "frontend")
+        if self._tracing is not None:
+            self._app.trace(self._tracing)
         await self._page.start()
         self._server = Server(self._app)
         started = asyncio.Event()
@@ -152,3 +156,5 @@ class FrontendReplica:
         if self._desk is not None:
             await self._desk.stop()
         await self._front.close()
+        if self._tracing is not None:
+            await self._tracing.close()

@@ -13,6 +13,7 @@ from stafette.kvtransfer.tiers.config import TiersConfig
 from stafette.platform import logs
 from stafette.platform.config import Config
 from stafette.platform.observability.node import NodePage
+from stafette.platform.observability.tracing import open_tracing
 from stafette.platform.observability.workers import WorkerMetrics
 from stafette.platform.serving.assembly import node_page, service_config
 from stafette.platform.serving.directory_discovery import open_workers_directory, publish_worker
@@ -59,8 +60,11 @@ class WorkerReplica:
     async def _start(self) -> None:
         maker = WorkerMaker(self._config, self._pool, self._name, self._host)
         self._worker = await maker.make(self._tiers())
+        self._tracing = open_tracing(self._config.tracing, self._name, self._pool)
+        if self._tracing is not None:
+            self._worker.imports.on_pulled = self._tracing.pulled
         self._server = await WorkerServer.start(
-            self._worker, service_config(self._config, self._host)
+            self._worker, service_config(self._config, self._host), self._tracing
         )
         self._page = await self._count()
         self._directory = self._publish()
@@ -100,5 +104,7 @@ class WorkerReplica:
         await self._page.close()
         await self._server.stop()
         await self._worker.close()
+        if self._tracing is not None:
+            await self._tracing.close()
         if self._folder is not None:
             self._folder.close()

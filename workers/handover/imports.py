@@ -32,6 +32,9 @@ class Pulled:
     shortfall: str = ""  # why there is not more, when something stood in the way
 
 
+OnPulled = Callable[[str, Pulled, float], None]  # of which request, and when that began
+
+
 @dataclass(frozen=True, slots=True)
 class Shortfall:
     """Why blocks that were matched, or might have been, did not come."""
@@ -75,6 +78,7 @@ class Imports:
 
     def __init__(self, engine: KvHost, connector: KvConnector, post: Post) -> None:
         self.counters = ImportCounters()
+        self.on_pulled: OnPulled = lambda request_id, pulled, began: None
         self._engine = engine
         self._pool = engine.pool
         self._connector = connector
@@ -228,7 +232,9 @@ class Imports:
         if each.shortfall is not None:
             counters.shortfalls[each.shortfall.kind] += 1
             told = each.shortfall.told
-        each.reply(Pulled(held * size, pulled * size, told))
+        found = Pulled(held * size, pulled * size, told)
+        self.on_pulled(each.request.request_id, found, each.ask_until - _ASK_FOR_S)
+        each.reply(found)
 
     def _forget(self, each: _Import) -> None:
         """Nothing was taken for it yet, and nobody wants it."""

@@ -80,6 +80,7 @@ def pack_order(kind: str, number: int, order: Order) -> bytes:
         "kv": dict(order.kv_params) or None,
         "cached_only": order.cached_only or None,
         "last_resort": order.last_resort or None,
+        "trace": request.traceparent or None,
     }
     given = {name: value for name, value in options.items() if value is not None}
     ids = (_words(request.prompt_token_ids), _words(request.output_token_ids))
@@ -98,6 +99,7 @@ def read_order(prompt: object, output: object, params: object, options: object) 
         lora=given.get("lora"),
         cache_salt=given.get("salt"),
         detokenize=False,
+        traceparent=text(given.get("trace", ""), "trace", _MAX_NAME_BYTES),
     )
     kv_params = exact(given.get("kv", {}), "kv", dict)
     cached_only = exact(given.get("cached_only", False), "cached_only", bool)

@@ -17,6 +17,7 @@ from stafette.workers.service.config import ServiceConfig
 from stafette.workers.service.outbox import Overflow
 from stafette.workers.service.serving import Served
 from stafette.workers.service.session import Session
+from stafette.workers.tracing import WorkerTracer
 
 _log = logging.getLogger(__name__)
 
@@ -33,8 +34,11 @@ _REASONS: dict[type[Exception], grpc.StatusCode] = {
 class WorkerServer:
     """Make it with `await WorkerServer.start(...)`, end it with `stop`."""
 
-    def __init__(self, served: Served, config: ServiceConfig) -> None:
+    def __init__(
+        self, served: Served, config: ServiceConfig, tracer: WorkerTracer | None = None
+    ) -> None:
         self._served = served
+        self._tracer = tracer
         self._config = config
         self._sessions: set[Session] = set()
         self._server = grpc.aio.server(options=options(config))
@@ -46,8 +50,10 @@ class WorkerServer:
         served.on_change = self._announce
 
     @classmethod
-    async def start(cls, served: Served, config: ServiceConfig) -> "WorkerServer":
-        server = cls(served, config)
+    async def start(
+        cls, served: Served, config: ServiceConfig, tracer: WorkerTracer | None = None
+    ) -> "WorkerServer":
+        server = cls(served, config, tracer)
         port = server._bind()
         await server._server.start()
         server.address = f"{config.advertised_host or config.host}:{port}"
@@ -108,7 +114,7 @@ class WorkerServer:
         return greeting.name
 
     async def _serve(self, frontend: str, messages: AsyncIterator[bytes], context: Any) -> None:
-        session = Session(self._served, self._config, frontend)
+        session = Session(self._served, self._config, frontend, self._tracer)
         self._sessions.add(session)
         try:
             await session.run(messages, context.write)

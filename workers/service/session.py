@@ -2,8 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import aclosing, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, nullcontext, suppress
 from functools import partial
 from typing import Any
 
@@ -11,12 +11,14 @@ from stafette.kvtransfer.errors import MalformedMessage
 from stafette.kvtransfer.strict import pack, text, whole
 from stafette.workers.errors import Declined, EngineDead, RequestError
 from stafette.workers.logging_context import REQUEST
+from stafette.workers.request import OutputDelta
 from stafette.workers.service import frames
 from stafette.workers.service.beats import Beats
 from stafette.workers.service.config import ServiceConfig
 from stafette.workers.service.frames import NUMBER_END, Order, Refusal
 from stafette.workers.service.outbox import Outbox, Write
 from stafette.workers.service.serving import Served
+from stafette.workers.tracing import Span, WorkerTracer, ending, noted
 
 _log = logging.getLogger(__name__)
 _MAX_OPERATION_BYTES = 64
@@ -25,10 +27,17 @@ _MAX_OPERATION_BYTES = 64
 class Session:
     """Ends with the stream: what is still under way then is aborted."""
 
-    def __init__(self, served: Served, config: ServiceConfig, frontend: str) -> None:
+    def __init__(
+        self,
+        served: Served,
+        config: ServiceConfig,
+        frontend: str,
+        tracer: WorkerTracer | None = None,
+    ) -> None:
         self._served = served
         self._config = config
         self._frontend = frontend
+        self._tracer = tracer
         self._outbox = Outbox(config.max_unsent_bytes)
         self._beats = Beats(config, self._outbox)
         self._tasks: dict[int, asyncio.Task[None]] = {}  # by the frontend's number
@@ -122,14 +131,31 @@ class Session:
 
     async def _generate(self, number: int, order: Order) -> None:
         REQUEST.set(order.request.request_id)
-        async with aclosing(self._served.generate(order)) as deltas:
-            async for delta in deltas:
-                self._outbox.put_delta(number, delta)
+        if (span := self._span("decode", order)) is not None:
+            with ending(span):
+                await self._bring(number, noted(self._served.generate(order), span))
+        else:
+            await self._bring(number, self._served.generate(order))
 
     async def _prefill(self, number: int, order: Order) -> None:
         REQUEST.set(order.request.request_id)
-        outcome = await self._served.prefill(order)
+        span = self._span("prefill", order)
+        with ending(span) if span is not None else nullcontext():
+            outcome = await self._served.prefill(order)
         self._outbox.put(pack([frames.ANSWER, number, dict(outcome)]))
+
+    async def _bring(self, number: int, answer: AsyncGenerator[OutputDelta, None]) -> None:
+        async with aclosing(answer) as deltas:
+            async for delta in deltas:
+                self._outbox.put_delta(number, delta)
+
+    def _span(self, name: str, order: Order) -> Span | None:
+        """Begin this worker's part of a request that is traced."""
+        traceparent = order.request.traceparent
+        if self._tracer is None or not traceparent:
+            return None
+        name = "kv move" if order.cached_only else name
+        return self._tracer.begin(name, order.request.request_id, traceparent)
 
     async def _answer(self, number: int, operation: str, payload: object) -> None:
         run = self._served.operations().get(operation)

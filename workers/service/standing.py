@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Literal, get_args
 
 from stafette.workers.errors import Declined, RequestError
+from stafette.workers.handover.imports import Imports
 from stafette.workers.service.measured import Measured
 from stafette.workers.service.serving import Served
 
@@ -48,6 +49,11 @@ class Standing(Served):
     @abstractmethod
     async def close(self) -> None:
         """End what is under way, and give everything back."""
+
+    @property
+    @abstractmethod
+    def imports(self) -> Imports:
+        """What brings KV here."""
 
     @abstractmethod
     def measured(self) -> Measured:

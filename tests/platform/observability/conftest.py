@@ -15,6 +15,7 @@ from stafette.platform.frontend.config import FrontendConfig
 from stafette.platform.frontend.keys import ApiKey
 from stafette.platform.frontend.served import Served
 from stafette.platform.frontend.server import Server, address, listen
+from stafette.platform.observability.tracing import open_tracing
 from stafette.platform.serving.assembly import fleet_metrics, make_front, node_page
 
 PROCESS = Path(__file__).with_name("mock_process.py")
@@ -47,6 +48,9 @@ class Stack:
         self.page.process.add(fleet_metrics(self.front).collect)
         keys = (ApiKey(name="alice", secret="secret"),)
         app = Frontend(served, self.front.dispatcher, settings, keys, self.page)
+        self.tracing = open_tracing(self.config.tracing, "frontend-0", "frontend")
+        if self.tracing is not None:
+            app.trace(self.tracing)
         self.server, listener = Server(app), listen(settings)
         started = asyncio.Event()
         self._serving = asyncio.create_task(self.server.run(listener, started.set))
@@ -87,6 +91,8 @@ class Stack:
         await self._serving
         await self.page.close()
         await self.front.close()
+        if self.tracing is not None:
+            await self.tracing.close()
         for process in self._processes:
             if process.returncode is None:
                 process.terminate()

@@ -13,6 +13,7 @@ from dataclasses import replace
 
 from stafette.kvtransfer.connectors.p2p.config import P2pConfig
 from stafette.platform.config import load_mapping
+from stafette.platform.observability.tracing import open_tracing
 from stafette.platform.observability.workers import WorkerMetrics
 from stafette.platform.serving.assembly import cache_key, node_page, service_config
 from stafette.workers.mocker.config import DEFAULT_FLAGS, MockerConfig
@@ -40,9 +41,13 @@ async def main() -> None:
         page = node_page(config, name, role)
         page.process.add(WorkerMetrics(config.served_name, worker.measured).collect)
         await page.start()
-        server = await WorkerServer.start(worker, service_config(config))
+        tracing = open_tracing(config.tracing, name, role)
+        server = await WorkerServer.start(worker, service_config(config), tracing)
         addresses[name] = server.address
         closing += [page.close, server.stop, worker.close]
+        if tracing is not None:
+            worker.imports.on_pulled = tracing.pulled
+            closing.append(tracing.close)
     print(json.dumps(addresses), flush=True)
     stopped = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
