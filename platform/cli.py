@@ -22,6 +22,7 @@ from stafette.platform.commands import (
     serve,
     simulate,
     status,
+    tune,
     worker,
 )
 from stafette.platform.extras import extra_with
@@ -42,6 +43,7 @@ COMMANDS = {
     "serve": serve,
     "simulate": simulate,
     "status": status,
+    "tune": tune,
     "worker": worker,
 }
 

@@ -62,8 +62,16 @@ class Setting:
         """Return the figures by who found them."""
         stream, level = key
         with tempfile.TemporaryDirectory() as folder:
-            words = [sys.executable, "-P", "-m", "stafette", "bench", "run", "--no-report"]
-            words += ["--name", "x", "--output-dir", folder, "--endpoint", f"x={self.url}"]
+            words: list[object] = [sys.executable, "-P", "-m", "stafette", "bench", "run"]
+            words += [
+                "--no-report",
+                "--name",
+                "x",
+                "--output-dir",
+                folder,
+                "--endpoint",
+                f"x={self.url}",
+            ]
             words += ["--model", self.model, "--concurrencies", level, "--backend", name]
             words += ["--requests", max(20, self.requests * level), "--warmup", 4]
             words += ["--isl", _ISL, "--std", 0, "--osl", _OSL]

@@ -1,7 +1,7 @@
 """What the times of a request are called, on timelines made by hand."""
 
 import pytest
-from tests.platform.bench.conftest import chunk
+from tests.platform.bench.played import chunk
 
 from stafette.platform.bench.asking import Heard, Manner, _read_events, ask
 from stafette.platform.bench.client import Client, ClientConfig

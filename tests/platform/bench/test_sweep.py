@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
-from tests.platform.bench.conftest import tokens
+from tests.platform.bench.played import tokens
 
 from stafette.platform.bench.measured import read_broken, read_measured
 from stafette.platform.bench.results import read_records
