@@ -37,8 +37,8 @@ class Stack:
 
     async def start(self, workers: dict[str, str], ttl_s: float = 30.0) -> None:
         self.front = make_front(self.config, "frontend-0", "127.0.0.1")
-        addresses = await self.start_workers(workers, ttl_s)
-        self.front.fleet.follow(addresses)
+        self.addresses = await self.start_workers(workers, ttl_s)
+        self.front.fleet.follow(self.addresses)
         async with asyncio.timeout(PATIENCE_S):
             while self.front.fleet.clients.keys() != workers.keys():
                 await asyncio.sleep(0.01)
@@ -80,6 +80,10 @@ class Stack:
         router.place = lambda asked: place(router, asked)._replace(
             prefill=prefill, decode=decode, source=None
         )
+
+    def kill(self, number: int) -> None:
+        """Kill one of the processes that were started, counted from 0."""
+        self._processes[number].kill()
 
     async def kill_workers(self) -> None:
         for process in self._processes:

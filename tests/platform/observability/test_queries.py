@@ -85,7 +85,11 @@ def test_prometheus_reads_every_query(queries):
 
 
 async def test_everything_that_is_asked_for_is_told(told):
+    there = {label for each in told.values() for labels in each for label in labels}
+    of_failures = {"reason"}  # which a stack without any does not tell
+
     for query in [*alert_queries(), *dashboard_queries()]:
+        assert grouped(query) <= there | of_failures | {"job", "instance"}, query
         for name, labels in selectors(plain(query)):
             assert name in told, query
             for label, operator, value in labels:
@@ -94,14 +98,6 @@ async def test_everything_that_is_asked_for_is_told(told):
                 assert any(label in have for have in told[name]), query
                 if operator == "=":
                     assert any(have[label] == value for have in told[name]), query
-
-
-async def test_queries_group_by_labels_that_are_there(told):
-    there = {label for each in told.values() for labels in each for label in labels}
-    of_failures = {"reason"}  # which a stack without any does not tell
-
-    for query in dashboard_queries():
-        assert grouped(query) <= there | of_failures, query
 
 
 def test_every_dashboard_has_a_file_and_every_panel_its_own_place():
