@@ -79,6 +79,7 @@ _OF_PLANNER = (
     "name",
     "model",
     "log_level",
+    "metrics",
     "cluster",
     "engine",
     "pools",
@@ -249,8 +250,12 @@ class Config:
         )
 
     def for_planner(self) -> "Config":
-        """Return what the planner needs to know, and no more."""
-        return Config(**{name: getattr(self, name) for name in _OF_PLANNER})
+        """Return what the planner needs to know, and no more: not the sizes that it decides."""
+        shared = {name: getattr(self, name) for name in _OF_PLANNER}
+        pools = dict(self.pools)
+        for name, limits in self.planner.pools.items():
+            pools[name] = replace(pools[name], replicas=limits.min_replicas)
+        return Config(**{**shared, "pools": pools})
 
     @property
     def served_name(self) -> str:

@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from stafette.platform.config_showing import schema, show
+    from stafette.platform.planner.running.specs import pool_specs
 
     if arguments.action == "schema":
         print(json.dumps(schema(Config), indent=2))
@@ -37,6 +38,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.action == "show":
         print(show(loaded))
     else:
+        if loaded.config.planner.mode != "off":
+            pool_specs(loaded.config)
         pools = ", ".join(f"{n} x {p.replicas}" for n, p in loaded.config.pools.items())
         tell(f"{arguments.config or 'the defaults'}: nothing is wrong; pools: {pools}")
     return 0

@@ -11,6 +11,7 @@ from stafette.platform.config import Config, api_keys, load
 from stafette.platform.flags import add_flags, given
 from stafette.platform.frontend.config import FrontendConfig
 from stafette.platform.frontend.errors import InvalidSetting
+from stafette.platform.planner.running.specs import pool_specs
 from stafette.workers import EngineConfig
 
 
@@ -79,6 +80,8 @@ def run(arguments: argparse.Namespace) -> int:
 def _serve_fleet(config: Config, arguments: argparse.Namespace) -> int:
     from stafette.platform.serving.launching import RayChoice, deploy, on_ray, remove
 
+    if config.planner.mode != "off":
+        pool_specs(config)  # read here, so that a wrong profile is known before anything starts
     verbose = arguments.log_level in ("info", "debug")
     has_keys = api_keys(config.frontend) is not None  # read here, so that a wrong file is known
     choice = RayChoice(address=arguments.address, stays=arguments.detach, log_to_driver=verbose)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from stafette.platform.config import Config
 from stafette.platform.frontend.errors import InvalidSetting
-from stafette.platform.planner.config import PoolLimits
+from stafette.platform.planner.config import PoolLimits, SloConfig
 from stafette.platform.planner.engine_model import EngineModel
 from stafette.platform.planner.pool_spec import PoolSpec
 from stafette.platform.profiling.document import load_profile, subject_of
@@ -13,7 +13,13 @@ from stafette.workers.mocker.speed_profile import Profile
 
 
 def pool_specs(config: Config) -> dict[str, PoolSpec]:
-    """Return all pools; those that are not planned may only have the size that they have."""
+    """Return all pools; those that are not planned may only have the size that they have.
+
+    InvalidSetting tells of a profile that is another model's, or a promise that it rules out.
+    """
+    for name, pool in config.pools.items():
+        if pool.profile is not None or pool.mock is not None:
+            _check_promise(config.planner.slo, name, _speed(config, name))
     return {
         name: PoolSpec(
             role=config.role(name),
@@ -43,7 +49,19 @@ def check_profile_model(path: Path, subject: Mapping[str, object], model: str) -
     told = subject.get("model")
     if isinstance(told, str) and _short(told) != _short(model):
         remedy = f"is of {told}, and the fleet serves {model}: measure that, or leave it out"
-        raise InvalidSetting("planner profile", str(path), remedy)
+        raise InvalidSetting("profile", str(path), remedy)
+
+
+def _check_promise(slo: SloConfig, pool: str, speed: Profile) -> None:
+    """A worker that has nothing else to do is as fast as any number of workers can be."""
+    alone = {
+        "ttft_ms": speed.step_ms + speed.prefill_ms_per_token,
+        "itl_ms": speed.step_ms + speed.decode_ms_per_seq,
+    }
+    for name, least_ms in alone.items():
+        if getattr(slo, name) < least_ms:
+            remedy = f"cannot be kept by {pool}: one request alone takes {least_ms:.4g} ms"
+            raise InvalidSetting(f"planner.slo.{name}", getattr(slo, name), remedy)
 
 
 def _speed(config: Config, pool: str) -> Profile:
