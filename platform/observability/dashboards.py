@@ -64,6 +64,7 @@ def dashboards() -> tuple[Dashboard, ...]:
         Dashboard("stafette-requests", "stafette: requests", (_LATENCY, _TRAFFIC, _TENANTS)),
         Dashboard("stafette-workers", "stafette: workers", (_ENGINES, _CACHE, _TIERS)),
         Dashboard("stafette-fleet", "stafette: router and hand-over", (_ROUTER, _MOVING, _FLEET)),
+        Dashboard("stafette-planner", "stafette: planner", (_PLANS,)),
     )
 
 
@@ -95,6 +96,7 @@ _TRAFFIC = Row(
                 Query(total("stafette_requests_in_flight"), "let in"),
                 Query(total("vllm:num_requests_running"), "sequences computed"),
                 Query(total("vllm:num_requests_waiting"), "sequences that wait"),
+                Query(total("stafette_dispatch_waiting"), "answers without a worker"),
             ),
         ),
         by("Not let in", "stafette_rejected_total", "reason", "reqps"),
@@ -242,3 +244,32 @@ _FLEET = Row(
         ),
     ),
 )  # fmt: skip
+_PLANS = Row(
+    "Plans",
+    (
+        Panel(
+            "Workers",
+            (
+                Query(
+                    f"max by (pool, what) (stafette_planner_replicas{{{SELECT}}})",
+                    "{{pool}}, {{what}}",
+                ),
+            ),
+        ),
+        Panel("Needed", (Query(total("stafette_planner_needed", "role"), "{{role}}"),)),
+        Panel(
+            "Requests a second",
+            (
+                Query(total("stafette_planner_observed", labels='what="rate"'), "seen"),
+                Query(total("stafette_planner_predicted", "what"), "{{what}}"),
+            ),
+            "reqps",
+        ),
+        Panel(
+            "Promises that cannot be kept",
+            (Query(total("stafette_planner_broken_promise_seconds", "target"), "{{target}}"),),
+            "s",
+        ),
+        Panel("Holds still", (Query(total("stafette_planner_held"), "held"),)),
+    ),
+)

@@ -36,6 +36,8 @@ class FleetMetrics:
             yield from gossip_metrics(router, self._gossip)
         yield from self._of_answers()
         workers = Counter(_standing(client.load) for client in self._fleet.clients.values())
+        waiting = self._dispatcher.placer.num_waiting
+        yield gauge("stafette_dispatch_waiting", "Answers that no worker has yet.", waiting)
         about = "Workers that this frontend is connected to."
         yield gauge("stafette_workers", about, workers, "role", "draining")
 

@@ -12,6 +12,7 @@ from ray import serve
 
 from stafette.platform import logs
 from stafette.platform.config import Config
+from stafette.platform.observability.planning import PlannerMetrics
 from stafette.platform.planner.planner import Planner
 from stafette.platform.planner.pool_spec import PoolSpec
 from stafette.platform.planner.running.fleet_scaler import FleetScaler
@@ -21,6 +22,7 @@ from stafette.platform.planner.running.pin_keeping import PinKeeper
 from stafette.platform.planner.running.serve_sizes import ServeSizes
 from stafette.platform.planner.running.service import PlannerService
 from stafette.platform.planner.scaler import DryRun, Scaler
+from stafette.platform.serving.assembly import node_page
 from stafette.platform.serving.discovering import discovery_of
 from stafette.platform.serving.links import Links
 from stafette.platform.serving.loop_thread import LoopThread
@@ -90,6 +92,9 @@ class PlannerReplica:
                 self._service.hurry()
 
         frontends.on_waiting = wake
+        self._page = node_page(config, _NAME, _NAME)
+        self._page.process.add(PlannerMetrics(self._service).collect)
+        await self._page.start()
         running = [each.let_go() for each in members]
         self._tasks = [asyncio.create_task(each) for each in (*running, self._service.run())]
 
@@ -103,6 +108,7 @@ class PlannerReplica:
         return self._service.overview(last)
 
     async def _end(self) -> None:
+        await self._page.close()
         for task in self._tasks:
             task.cancel()
         for task in self._tasks:

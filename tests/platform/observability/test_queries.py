@@ -9,12 +9,16 @@ import promql_parser
 import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
+from tests.platform.planner.moments import Moments, planner
 
 from stafette.kvtransfer.tiers.stats import Calls, Counters, StoreStats, TierStats, Waiting
 from stafette.platform.observability.dashboards import dashboards
 from stafette.platform.observability.merging import merged
+from stafette.platform.observability.planning import PlannerMetrics
 from stafette.platform.observability.process import text_of
 from stafette.platform.observability.workers import tier_metrics
+from stafette.platform.planner.running.service import PlannerService
+from stafette.platform.planner.scaler import DryRun
 
 ROOT = Path(__file__).parents[3]
 CHART = ROOT / "charts" / "stafette"
@@ -55,13 +59,21 @@ def tiers() -> bytes:
     return text_of(tier_metrics(StoreStats(tier, tier, Counters(), Calls(), Waiting(0, 0, 0, 0))))
 
 
+def planned() -> bytes:
+    """What a planner tells that cannot keep its promises."""
+    decider = planner(most=2)
+    service = PlannerService(decider, None, DryRun(), None, lambda: 0.0)
+    Moments(decider).go_on(60, rate=40.0)
+    return text_of(PlannerMetrics(service).collect())
+
+
 @pytest.fixture
 async def told(make_stack):
     """The families of a stack that has served something, by name."""
     stack = await make_stack()
     stack.keep_apart("p0", "d0")
     await stack.complete()
-    text = merged([await stack.page.text(), tiers()]).decode()
+    text = merged([await stack.page.text(), tiers(), planned()]).decode()
     reporter = Path(find_spec("ray").origin).parent / "dashboard/modules/reporter/reporter_agent.py"
     of_ray = re.findall(r'"(node_\w+)": Gauge\(', reporter.read_text())
     return {f"ray_{name}": [] for name in of_ray} | _by_name(text)
