@@ -71,3 +71,17 @@ def test_another_secret_is_news_for_everybody(fleet, monkeypatch):
     after = {name: each._version for name, each in deployments({"config": str(fleet)}).items()}
 
     assert not set(before.values()) & set(after.values())
+
+
+def test_the_planner_is_a_deployment_only_where_it_is_wanted(fleet):
+    planned = {"planner.pools": "{decode: {max_replicas: 4}}"}
+
+    off = build({"config": str(fleet), **planned})._bound_deployment
+    dry = build({"config": str(fleet), **planned, "planner.mode": "dry_run"})._bound_deployment
+
+    assert off.init_kwargs == {}
+    planner = dry.init_kwargs["planner"]._bound_deployment
+    assert (planner.name, planner.num_replicas) == ("Planner", 1)
+    told, specs, names, frontend = planner.init_args
+    assert (told.planner.mode, specs["decode"].limits.max_replicas) == ("dry_run", 4)
+    assert (names["decode"], frontend) == ("DecodeWorker", off.name)

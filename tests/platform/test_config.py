@@ -270,3 +270,70 @@ def test_workers_are_told_of_their_tiers_and_frontends_are_not(fleet):
     ranks = "pools.decode.engine.tensor_parallel_size=2"
     with pytest.raises(InvalidSetting, match="must be 1 where there are tiers"):
         read(fleet, given, ranks)
+
+
+PLANNED = {"mode": "on", "pools": {"decode": {"max_replicas": 4}}}
+MOCKED = {"num_kv_blocks": 64, "max_model_len": 512}
+
+
+@pytest.mark.parametrize(
+    ("tree", "words"),
+    [
+        (
+            {"planner": {"mode": "on"}},
+            "planner.pools = '{}': must name those whose size is planned",
+        ),
+        ({"planner": {"pools": {"encode": {}}}}, "planner.pools = 'encode': is no pool"),
+        (
+            {"planner": {"pools": {"decode": {"min_replicas": 5, "max_replicas": 2}}}},
+            "planner.pools.decode.max_replicas = 2: must be at least min_replicas",
+        ),
+        (
+            {"planner": PLANNED, "pools": {"prefill": {}, "decode": {"replicas": 5}}},
+            "pools.decode.replicas = 5: must be in 1..4",
+        ),
+        (
+            {"planner": {"mode": "on", "slo": {"itl_ms": -1}, "pools": {"decode": {}}}},
+            "itl_ms = -1",
+        ),
+        (
+            {"planner": PLANNED | {"max_gpus": 0.5}},
+            "max_gpus = 0.5: is less than the pools' min_replicas take",
+        ),
+        (
+            {
+                "pools": {"aggregated": {}},
+                "planner": {"mode": "on", "pools": {"aggregated": {"min_replicas": 0}}},
+            },
+            "engine.max_model_len = None: must be given where all pools may be empty",
+        ),
+        (
+            {"pools": {"prefill": {"mock": {}}, "decode": {}}, "engine": MOCKED},
+            "pools.decode.mock = None: must be given, as in prefill",
+        ),
+        (
+            {"pools": {"aggregated": {"mock": {}}}},
+            "pools.aggregated.engine.num_kv_blocks = None: must be given",
+        ),
+        (
+            {"pools": {"aggregated": {"role": "encode"}}},
+            "pools.aggregated.role = 'encode': must be",
+        ),
+    ],
+)
+def test_what_a_planner_or_a_mock_fleet_cannot_be_is_refused_by_name(tree, words):
+    with pytest.raises(InvalidSetting) as refused:
+        load_mapping(tree, "test", {})
+
+    assert words in str(refused.value)
+
+
+def test_frontends_and_the_planner_are_told_nothing_that_the_planner_decides():
+    def told(replicas):
+        pools = {"prefill": {}, "decode": {"replicas": replicas}}
+        tree = {"pools": pools, "planner": PLANNED, "cluster": {"token": "a token for the test"}}
+        return load_mapping(tree, "test", {}).config
+
+    assert told(2).for_planner() == told(3).for_planner()
+    assert told(2).for_frontends() == told(3).for_frontends()
+    assert told(2).for_frontends().dispatch.given["wakes"] is True

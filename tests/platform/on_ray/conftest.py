@@ -29,6 +29,31 @@ frontend: {replicas: 2}
 service: {beat_s: 0.2, silence_s: 3}
 """
 
+# Mock workers, of which there are none at first. One takes 0.3 s for a prompt of the tests.
+PLANNED_FLEET = """\
+model: smollm2
+cluster: {token: the token of a tested cluster}
+engine: {max_model_len: 4096, num_kv_blocks: 2048}
+pools:
+  prefill: &asleep
+    replicas: 0
+    num_cpus: 0.1
+    worker_class: mock
+    mock: {step_ms: 20, prefill_ms_per_token: 1}
+  decode: *asleep
+service: {beat_s: 0.3, silence_s: 5}
+planner:
+  mode: "on"
+  slo: {ttft_ms: 2000, ttft_percentile: 50, itl_ms: 200, itl_percentile: 50}
+  interval_s: 0.5
+  replicas_interval_s: 1
+  bin_s: 2
+  hold_down_s: 4
+  pools:
+    prefill: {min_replicas: 0, max_replicas: 3, startup_s: 5}
+    decode: {min_replicas: 0, max_replicas: 2, startup_s: 5}
+"""
+
 
 class Command:
     """`stafette ...` with its output as it comes."""
@@ -114,8 +139,11 @@ class Fleet:
                 process.wait(PATIENCE_S)
 
     def workers(self) -> list[dict]:
-        with urllib.request.urlopen(f"{self.url}/v1/workers", timeout=10) as answer:
-            return json.load(answer)["data"]
+        return self.ask("/v1/workers")["data"]
+
+    def ask(self, path: str) -> dict:
+        with urllib.request.urlopen(f"{self.url}{path}", timeout=10) as answer:
+            return json.load(answer)
 
     def names(self, role: str) -> set[str]:
         return {w["name"] for w in self.workers() if w["role"] == role and not w["draining"]}
@@ -139,16 +167,31 @@ class Fleet:
         )
 
 
-@pytest.fixture(scope="module")
-def fleet(tmp_path_factory, free_port):
-    settings = tmp_path_factory.mktemp("fleet") / "fleet.yaml"
-    settings.write_text(FLEET)
-    fleet = Fleet(settings, free_port())
+@contextmanager
+def running(settings: Path, port: int):
+    fleet = Fleet(settings, port)
     processes = psutil.Process(fleet.command.process.pid).children(recursive=True)
     yield fleet
     assert fleet.command.end() == 0, "\n".join(fleet.command.said)
     _, alive = psutil.wait_procs(processes, timeout=PATIENCE_S)
     assert not alive
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory, free_port):
+    settings = tmp_path_factory.mktemp("fleet") / "fleet.yaml"
+    settings.write_text(FLEET)
+    with running(settings, free_port()) as fleet:
+        yield fleet
+
+
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory, free_port):
+    """A fleet of mock workers whose size and roles follow the load."""
+    settings = tmp_path_factory.mktemp("planned") / "fleet.yaml"
+    settings.write_text(PLANNED_FLEET)
+    with running(settings, free_port()) as fleet:
+        yield fleet
 
 
 @pytest.fixture

@@ -1,0 +1,149 @@
+"""A fleet on Ray Serve that its planner sizes: real processes, mock workers, real clients."""
+
+import asyncio
+import subprocess
+import sys
+from contextlib import asynccontextmanager
+from urllib.error import HTTPError
+
+import pytest
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+
+TOKENS = 20
+
+
+class Load:
+    """Sends requests at a rate; each must be answered to its last token."""
+
+    def __init__(self, client) -> None:
+        self.rate = 0.0
+        self.answered = 0
+        self._client = client
+        self._asked: set[asyncio.Task] = set()
+        self._sent = 0
+
+    async def run(self) -> None:
+        while True:
+            if not self.rate:
+                await asyncio.sleep(0.05)
+                continue
+            self._asked.add(asyncio.create_task(self._ask(self._sent)))
+            self._sent += 1
+            await asyncio.sleep(1 / self.rate)
+
+    async def all_answered(self) -> None:
+        self.rate = 0.0
+        await asyncio.gather(*self._asked)
+        assert self.answered == self._sent > 0
+
+    async def _ask(self, number: int) -> None:
+        got = await self._client.completions.create(
+            model="smollm2",
+            prompt=f"{number}: " + "again " * 290,
+            max_tokens=TOKENS,
+            extra_body={"ignore_eos": True},
+        )
+        assert got.usage.completion_tokens == TOKENS
+        self.answered += 1
+
+
+@asynccontextmanager
+async def load_on(fleet):
+    async with fleet.client() as client:
+        load = Load(client)
+        sending = asyncio.create_task(load.run())
+        try:
+            yield load
+            await load.all_answered()
+        finally:
+            sending.cancel()
+
+
+def ready(fleet) -> int:
+    return sum(not worker.get("draining") for worker in fleet.workers())
+
+
+class RolesSeen:
+    """Who has had which roles."""
+
+    def __init__(self, fleet) -> None:
+        self._fleet = fleet
+        self._roles: dict[str, set[str]] = {}
+
+    def changed(self) -> bool:
+        for worker in self._fleet.workers():
+            if "role" in worker:
+                self._roles.setdefault(worker["name"], set()).add(worker["role"])
+        return any(len(roles) > 1 for roles in self._roles.values())
+
+
+def is_planning(fleet) -> bool:
+    try:
+        return bool(fleet.ask("/v1/planner")["plans"])
+    except HTTPError:  # it is being restarted
+        return False
+
+
+def run(fleet, *arguments) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-P", "-m", "stafette", *arguments, "--url", fleet.url]
+    return subprocess.run(command, capture_output=True, text=True, timeout=240)
+
+
+async def until(await_that, condition) -> None:
+    await asyncio.to_thread(await_that, condition)
+
+
+async def test_a_fleet_without_a_worker_is_woken_by_a_request(planned, await_that):
+    assert planned.workers() == []
+    assert planned.ask("/ready") == {"status": "ok"}
+
+    async with load_on(planned) as load:
+        load.rate = 1
+        await until(await_that, lambda: load.answered)
+
+    assert ready(planned)
+
+
+async def test_replicas_and_roles_follow_the_load(planned, await_that):
+    roles = RolesSeen(planned)
+    async with load_on(planned) as load:
+        load.rate = 6
+        await until(await_that, lambda: roles.changed() and ready(planned) > 2)
+        most = ready(planned)
+        load.rate = 0.4
+        await until(await_that, lambda: ready(planned) < most)
+
+    effects = planned.ask("/v1/planner")["effects"]
+    assert not [effect for effect in effects if effect["state"] == "failed"]
+    explained = run(planned, "planner", "explain").stdout
+    assert "observed: rate" in explained
+    assert "prefill: " in run(planned, "status").stdout
+
+
+async def test_without_its_planner_a_fleet_serves_on_in_its_size(planned, await_that):
+    assert run(planned, "planner", "pin", "decode", "2", "--for", "1h").returncode == 0
+    async with load_on(planned) as load:
+        load.rate = 1
+        await until(await_that, lambda: len(planned.processes("DecodeWorker")) == 2)
+        before = {p.pid for p in planned.processes("DecodeWorker")}
+        (planner,) = planned.processes("stafette:Planner")
+
+        planner.kill()
+        answered = load.answered
+        await until(await_that, lambda: load.answered > answered)
+        await until(await_that, lambda: is_planning(planned))
+
+    decode = planned.ask("/v1/planner")["pools"]["decode"]
+    assert decode["pin"]["replicas"] == decode["planned"] == 2
+    assert {p.pid for p in planned.processes("DecodeWorker")} == before
+
+
+async def test_a_deployment_keeps_what_is_planned(planned, await_that):
+    said = await asyncio.to_thread(planned.update, "dispatch.wait_s=31")
+
+    assert "decode stays at 2" in said
+    released = run(planned, "planner", "unpin", "decode")
+    assert released.returncode == 0, released.stderr
+    again = run(planned, "planner", "unpin", "decode")
+    assert (again.returncode, "is not pinned" in again.stderr) == (1, True)
