@@ -79,6 +79,18 @@ def test_pools_with_long_names_get_the_names_that_the_application_gives(chart):
     assert deployment_name("decode_h200") == "DecodeH200Worker"
 
 
+def test_a_planner_may_change_the_numbers_from_within_its_bounds(chart):
+    limits = {"min_replicas": 2, "max_replicas": 2}
+    planner = {"mode": "on", "pools": {"decode": limits}}
+    values = {"config": {"planner": planner, "pools": {"decode": {"replicas": 2}}}}
+
+    case = chart.render(values | {"groups": {"decode": {"pods": 2}}})
+
+    assert application(case).external_scaler_enabled
+    assert config(case).pools["decode"].replicas == 2
+    assert not application(chart.render({})).external_scaler_enabled
+
+
 def test_another_number_of_workers_replaces_none(chart):
     more = {
         "config": {"pools": {"decode": {"replicas": 3}}},
