@@ -1,4 +1,4 @@
-"""Six ways to size a fleet, side by side in the digital twin: promises kept, GPU-hours, changes.
+"""Ways to size a fleet, side by side in the digital twin: promises kept, GPU-hours, changes.
 
     python benchmarks/planner/compare.py [--trace FILE] [--seeds N] [--jobs N] [--only NAME]
                                          [--runs FILE] [--quick] [--json FILE]
@@ -6,18 +6,32 @@
 FILE is in Mooncake's form; without it its two scenarios are left out. All policies see the same
 requests, the same workers and the same start-up time, and the medians of the seeds decide. What
 --runs has is not run again, and what was run is added to it. Exit status 1 when a goal is missed.
+
+Dynamo's policy keeps fewer promises than ours at its defaults, so that its GPU-hours there are no
+comparison. Its own knobs are therefore turned: tighter limits, and more replicas at least, for
+which somebody must know the peak. The cheapest point that keeps what ours keeps, or 99 % if that is
+less, is the one that the goal is judged by; where there is none, the one that keeps most. The share
+of its hours at its defaults is told beside it.
 """
 
 import argparse
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 
 from benchmarks.common.report import Goal, Report
-from benchmarks.planner.measuring import DYNAMO, OURS, PEAK, POLICIES, Figures, measure
+from benchmarks.planner.measuring import (
+    DYNAMO,
+    FRONTIER,
+    OURS,
+    PEAK,
+    POLICIES,
+    Figures,
+    measure,
+)
 from benchmarks.planner.scenarios import STARTUP_S, Scenario, scenarios
 
 TITLE = "Sizing a fleet in the digital twin"
@@ -39,9 +53,11 @@ def parse() -> argparse.Namespace:
 
 
 class Study:
-    def __init__(self, chosen: list[Scenario], seeds: int) -> None:
+    def __init__(self, chosen: list[Scenario], seeds: int, frontier: Sequence[str]) -> None:
         self.scenarios = chosen
         self.seeds = seeds
+        self.frontier = (DYNAMO, *frontier)
+        self.policies = (*POLICIES, *frontier)
         self.figures: list[Figures] = []
 
     def run(self, jobs: int, kept: Path | None) -> None:
@@ -53,7 +69,7 @@ class Study:
             (scenario, policy, seed)
             for seed in range(1, self.seeds + 1)
             for scenario in self.scenarios
-            for policy in POLICIES
+            for policy in self.policies
             if seed == 1 or scenario.workload.trace is None  # which is the same for every seed
             if (scenario.name, policy, seed) not in there
         ]
@@ -71,6 +87,20 @@ class Study:
         runs = [f for f in self.figures if (f.scenario, f.policy) == (scenario, policy)]
         return median(value for value in map(what, runs) if value is not None)
 
+    def kept(self, scenario: str, policy: str) -> float:
+        return self.of(scenario, policy, lambda f: f.attainment)
+
+    def hours(self, scenario: str, policy: str) -> float:
+        return self.of(scenario, policy, lambda f: f.gpu_hours)
+
+    def as_good(self, scenario: str) -> str:
+        """Return Dynamo's cheapest point that keeps what ours keeps, or the one that keeps most."""
+        enough = min(self.kept(scenario, OURS), _KEPT) - 1e-9
+        points = [p for p in self.frontier if self.kept(scenario, p) >= enough]
+        if not points:
+            return max(self.frontier, key=lambda p: self.kept(scenario, p))
+        return min(points, key=lambda p: self.hours(scenario, p))
+
     def names(self, beginning: str = "") -> Iterator[str]:
         return (s.name for s in self.scenarios if s.name.startswith(beginning))
 
@@ -79,9 +109,8 @@ def tables(study: Study, report: Report) -> None:
     headers = ["", "promise kept %", "GPU-hours", "changes", "flips", "requests"]
     for name in study.names():
         rows: list[list[object]] = []
-        for policy in POLICIES:
-            kept = 100 * study.of(name, policy, lambda f: f.attainment)
-            hours = study.of(name, policy, lambda f: f.gpu_hours)
+        for policy in study.policies:
+            kept, hours = 100 * study.kept(name, policy), study.hours(name, policy)
             counts = [
                 int(study.of(name, policy, what))
                 for what in (lambda f: f.changes, lambda f: f.flips, lambda f: f.requests)
@@ -92,13 +121,14 @@ def tables(study: Study, report: Report) -> None:
 
 def goals(study: Study, report: Report) -> None:
     for name in study.names():
-        kept = {p: study.of(name, p, lambda f: f.attainment) for p in POLICIES}
-        hours = {p: study.of(name, p, lambda f: f.gpu_hours) for p in POLICIES}
-        if kept[PEAK] >= _KEPT:
-            report.goal(Goal(f"{name}: promise kept", kept[OURS], at_least=_KEPT))
-        as_good = kept[OURS] >= kept[DYNAMO] - 1e-9
-        share = hours[OURS] / hours[DYNAMO] if as_good else float("nan")
-        report.goal(Goal(f"{name}: GPU-hours of Dynamo's", share, at_most=_GPU_SHARE))
+        if study.kept(name, PEAK) >= _KEPT:
+            report.goal(Goal(f"{name}: promise kept", study.kept(name, OURS), at_least=_KEPT))
+        hours, point = study.hours(name, OURS), study.as_good(name)
+        share = hours / study.hours(name, point)
+        report.goal(Goal(f"{name}: GPU-hours of Dynamo's, as good", share, at_most=_GPU_SHARE))
+        report.figure(f"{name}: Dynamo's point", f"{point}: {100 * study.kept(name, point):.1f} %")
+        default = hours / study.hours(name, DYNAMO)
+        report.figure(f"{name}: GPU-hours of Dynamo's at its defaults", round(default, 2))
     for name in study.names("constant"):
         changes = study.of(name, OURS, lambda f: f.changes)
         hours_long = next(s.workload.duration_s for s in study.scenarios if s.name == name) / 3_600
@@ -120,12 +150,15 @@ def main() -> int:
         chosen = [s for s in chosen if arguments.only in s.name]
     if arguments.quick:
         chosen = [s for s in chosen if s.name.startswith("step")] or chosen[:1]
-    study, report = Study(chosen, 1 if arguments.quick else arguments.seeds), Report(TITLE)
+    seeds, frontier = arguments.seeds, list(FRONTIER)
+    if arguments.quick:
+        seeds, frontier = 1, frontier[-1:]
+    study, report = Study(chosen, seeds, frontier), Report(TITLE)
     study.run(arguments.jobs, arguments.runs)
     tables(study, report)
     goals(study, report)
     report.figure("seeds", study.seeds)
-    report.note("nan of Dynamo's GPU-hours: ours kept fewer promises, so that hours say nothing")
+    report.note("of Dynamo's, as good: at the cheapest of its points that keeps what ours keeps")
     if arguments.trace is None:
         report.note("no --trace: the conversations are left out")
     return report.finish(arguments.json)

@@ -2,8 +2,16 @@
 
 import pytest
 
-from benchmarks.planner.measuring import DYNAMO, PEAK, RAY, _first_replicas, _make, shape_of
-from benchmarks.planner.policies.dynamo import Dynamo
+from benchmarks.planner.measuring import (
+    DYNAMO,
+    FRONTIER,
+    PEAK,
+    RAY,
+    _first_replicas,
+    _make,
+    shape_of,
+)
+from benchmarks.planner.policies.dynamo import Dynamo, Knobs
 from benchmarks.planner.scenarios import scenarios
 from stafette.platform.planner.config import SloConfig
 from stafette.platform.planner.engine_model import EngineModel
@@ -23,8 +31,8 @@ MODEL = EngineModel(
 )
 
 
-def dynamo():
-    policy = Dynamo(MODEL, SloConfig(ttft_ms=500, itl_ms=40), 16)
+def dynamo(knobs=None):
+    policy = Dynamo(MODEL, SloConfig(ttft_ms=500, itl_ms=40), 16, knobs)
     policy._isl, policy._osl = 2_000.0, 100.0
     return policy
 
@@ -37,6 +45,24 @@ def test_dynamo_s_prefill_engine_does_the_largest_batch_within_the_limit():
 def test_dynamo_s_decode_engine_is_filled_to_the_limit():
     # Thirty sequences make a step of 40 ms: 30 / (100 x 0.04 s).
     assert dynamo()._decode_rps() == pytest.approx(7.5)
+
+
+def test_dynamo_s_limits_can_be_tightened():
+    # Two prompts take 410 ms of 375, one 210; twenty sequences make a step of 30 ms.
+    tight = dynamo(Knobs(tightened=0.75))
+
+    assert tight._prefill_rps() == pytest.approx(1 / 0.21)
+    assert tight._decode_rps() == pytest.approx(20 / (100 * 0.030))
+
+
+def test_dynamo_of_least_replicas_begins_with_them():
+    scenario = scenarios(None, quick=False)[0]
+    peak = _first_replicas(scenario, PEAK)
+
+    for policy, (_, share) in FRONTIER.items():
+        first = _first_replicas(scenario, policy)
+
+        assert all(first[pool] >= share * peak[pool] for pool in first)
 
 
 def test_static_peak_has_room_for_the_busiest_moment_of_every_scenario():
