@@ -98,6 +98,8 @@ class Reader:
 
     def _plain(self, hint: Any, data: object, keys: Keys) -> object:
         """Let pydantic check it, by the strict rules of JSON: there are lists, but no tuples."""
+        if isinstance(data, bool) and {"on", "off"} <= set(get_args(hint)):
+            data = "on" if data else "off"  # YAML takes these words for true and false
         try:
             return _adapter(hint).validate_json(json.dumps(data), strict=True)
         except ValidationError as error:

@@ -337,3 +337,13 @@ def test_frontends_and_the_planner_are_told_nothing_that_the_planner_decides():
     assert told(2).for_planner() == told(3).for_planner()
     assert told(2).for_frontends() == told(3).for_frontends()
     assert told(2).for_frontends().dispatch.given["wakes"] is True
+
+
+@pytest.mark.parametrize(
+    ("written", "mode"), [("on", "on"), ("off", "off"), ("dry_run", "dry_run")]
+)
+def test_modes_need_no_quotes_though_yaml_takes_them_for_true_and_false(tmp_path, written, mode):
+    path = tmp_path / "fleet.yaml"
+    path.write_text(f"planner: {{mode: {written}, pools: {{decode: {{}}}}}}")
+
+    assert load(path, [], {}).config.planner.mode == mode

@@ -43,7 +43,7 @@ pools:
   decode: *asleep
 service: {beat_s: 0.3, silence_s: 5}
 planner:
-  mode: "on"
+  mode: on
   slo: {ttft_ms: 2000, ttft_percentile: 50, itl_ms: 200, itl_percentile: 50}
   interval_s: 0.5
   replicas_interval_s: 1
