@@ -251,8 +251,8 @@ _PLANS = Row(
             "Workers",
             (
                 Query(
-                    f"max by (pool, what) (stafette_planner_replicas{{{SELECT}}})",
-                    "{{pool}}, {{what}}",
+                    f"max by (of, what) (stafette_planner_replicas{{{SELECT}}})",
+                    "{{of}}, {{what}}",
                 ),
             ),
         ),

@@ -10,6 +10,7 @@ import secrets
 import socket
 import stat
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from hashlib import blake2b
@@ -18,6 +19,7 @@ from pathlib import Path
 from stafette.platform.frontend.errors import InvalidSetting
 
 _MAX_BYTES = 64 << 20  # of one process
+_YOUNG_S = 3_600.0
 
 
 def node_folder(token: bytes, fleet: str) -> Path:
@@ -28,7 +30,33 @@ def node_folder(token: bytes, fleet: str) -> Path:
         found = folder.lstat()
         if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
             raise InvalidSetting("TMPDIR", str(folder), "is not this user's alone: remove it")
+    os.utime(own)
+    _sweep(base)
     return own
+
+
+def _sweep(base: Path) -> None:
+    """Take away what fleets have left that were killed whole, but nothing that is being made."""
+    for folder in base.glob("*/"):
+        if time.time() - folder.stat().st_mtime < _YOUNG_S:
+            continue
+        with suppress(OSError):  # another process sweeps as well
+            for path in folder.iterdir():
+                if _refuses(path):
+                    path.unlink()
+            folder.rmdir()  # unless somebody lives there
+
+
+def _refuses(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            return True
+        except OSError:
+            return False
+    return False
 
 
 class Member:

@@ -24,9 +24,9 @@ class PlannerMetrics:
             if found[what] is not None
         }
         about = "Workers: that the last plan wants, that Serve is told of, that are ready."
-        yield gauge("stafette_planner_replicas", about, replicas, "pool", "what")
+        yield gauge("stafette_planner_replicas", about, replicas, "of", "what")
         pinned = {pool: float(found["pin"] is not None) for pool, found in pools.items()}
-        yield gauge("stafette_planner_pinned", "1: somebody has set this pool.", pinned, "pool")
+        yield gauge("stafette_planner_pinned", "1: somebody has set this pool.", pinned, "of")
         if plans := self._service.planner.plans:
             yield from _of_plan(plans[-1])
 

@@ -57,5 +57,6 @@ class _Labelled(Collector):
         for source in self.sources:
             for family in source():
                 for sample in family.samples:
+                    assert not sample.labels.keys() & self._labels.keys(), sample.name
                     sample.labels.update(self._labels)
                 yield family

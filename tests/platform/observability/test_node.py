@@ -1,6 +1,7 @@
 """One page for all processes of a node."""
 
 import asyncio
+import os
 
 import pytest
 from tests.platform.observability.asking import get, samples, value
@@ -124,6 +125,23 @@ def test_a_folder_that_others_can_look_into_is_refused(tmp_path, monkeypatch):
 
     with pytest.raises(InvalidSetting, match="not this user's alone"):
         members.node_folder(b"token", "fleet")
+
+
+async def test_what_a_killed_fleet_has_left_is_swept_away_and_a_living_one_stays(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    dead, living = (members.Member(members.node_folder(b"t", f), lambda: b"") for f in "dl")
+    for member in (dead, living):
+        await member.start()
+        os.utime(member.path.parent, (0, 0))
+    dead._server.close()
+
+    members.node_folder(b"t", "new")
+
+    assert not dead.path.parent.exists()
+    assert living.path.exists()
+    await living.close()
 
 
 def test_pages_without_a_last_newline_are_merged():

@@ -15,7 +15,7 @@ from stafette.kvtransfer.tiers.stats import Calls, Counters, StoreStats, TierSta
 from stafette.platform.observability.dashboards import dashboards
 from stafette.platform.observability.merging import merged
 from stafette.platform.observability.planning import PlannerMetrics
-from stafette.platform.observability.process import text_of
+from stafette.platform.observability.process import ProcessMetrics, text_of
 from stafette.platform.observability.workers import tier_metrics
 from stafette.platform.planner.running.service import PlannerService
 from stafette.platform.planner.scaler import DryRun
@@ -64,7 +64,9 @@ def planned() -> bytes:
     decider = planner(most=2)
     service = PlannerService(decider, None, DryRun(), None, lambda: 0.0)
     Moments(decider).go_on(60, rate=40.0)
-    return text_of(PlannerMetrics(service).collect())
+    process = ProcessMetrics("planner", "planner")
+    process.add(PlannerMetrics(service).collect)
+    return process.render()
 
 
 @pytest.fixture
