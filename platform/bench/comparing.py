@@ -1,16 +1,16 @@
 """Is B another than A? Ratios with 95 % intervals, by the bootstrap.
 
-Latencies are resampled by requests, whose tokens belong together; throughput by slices of time,
-since requests that run at once are not independent.
+Blocks of requests that began one behind the other are drawn again and again, as many as the level
+went around: those that run at once share batches, and are not independent.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from stafette.platform.bench.driving import in_order
 from stafette.platform.bench.measured import Measured
 from stafette.platform.bench.record import Record
 from stafette.platform.bench.summary import span_s
@@ -19,12 +19,12 @@ from stafette.platform.frontend.errors import InvalidSetting
 _RESAMPLES = 1000
 _AT_ONCE = 50
 _LEAST = 1e-3
-_SLICES = 20
+_LEAST_BLOCKS = 5
 _INTERVAL = (2.5, 97.5)
 _SEED = 0
 
 Floats = npt.NDArray[np.float64]
-Statistic = Callable[..., Any]  # of an array, or of each row with axis=1
+Statistic = Callable[[Floats], Floats]  # of each row
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,29 +65,36 @@ def compare(a: Sequence[Measured], b: Sequence[Measured]) -> list[Difference]:
 
 
 def _compare_level(mine: Measured, other: Measured) -> list[Difference]:
-    records = [[r for r in each.records() if r.ok] for each in (mine, other)]
+    sides = [in_order([r for r in each.records() if r.ok]) for each in (mine, other)]
     found = []
-    rates = [_slices(own) for own in records]
-    if all(own.any() for own in rates):
-        found.append(_difference(mine.level, "output tokens/s", rates, np.mean, better=True))
+    rates = [_throughput(own) for own in sides]
+    if all(len(own) for own in sides):
+        found.append(_difference(mine.level, "output tokens/s", sides, rates, _rate, better=True))
     for name in ("ttft", "tpot", "e2e"):
-        values = [_values(own, name) for own in records]
+        values = [_values(own, name) for own in sides]
         if not all(own.any() for own in values):  # nothing, or too quick to be seen
             continue
-        label = name.upper()
-        found.append(_difference(mine.level, f"{label} mean, ms", values, np.mean))
-        found.append(_difference(mine.level, f"{label} p90, ms", values, _p90))
+        for statistic, what in ((_mean, "mean"), (_p90, "p90")):
+            title = f"{name.upper()} {what}, ms"
+            found.append(_difference(mine.level, title, sides, values, statistic))
     return found
 
 
 def _difference(
-    level: str, name: str, samples: Sequence[Floats], statistic: Statistic, better: bool = False
+    level: str,
+    name: str,
+    sides: Sequence[Sequence[Record]],
+    values: Sequence[Floats],
+    statistic: Statistic,
+    better: bool = False,
 ) -> Difference:
-    a, b = (float(statistic(own)) for own in samples)
+    a, b = (float(statistic(own[np.newaxis])[0]) for own in values)
     rng = np.random.default_rng(_SEED)
-    again_a, again_b = (_resampled(own, statistic, rng) for own in samples)
-    again_a = np.maximum(again_a, a * _LEAST)  # slices in which nothing came, all of them
-    low, high = np.percentile(again_b / again_a, _INTERVAL)
+    again_a, again_b = (
+        _resampled(own, _num_blocks(side), statistic, rng)
+        for own, side in zip(values, sides, strict=True)
+    )
+    low, high = np.percentile(again_b / np.maximum(again_a, a * _LEAST), _INTERVAL)
     return Difference(
         level=level,
         name=name,
@@ -99,33 +106,49 @@ def _difference(
     )
 
 
-def _resampled(own: Floats, statistic: Statistic, rng: np.random.Generator) -> Floats:
-    """Return the statistic of as many samples, drawn again and again; some at once."""
-    found = [
-        statistic(rng.choice(own, (_AT_ONCE, len(own))), axis=1)
-        for _ in range(_RESAMPLES // _AT_ONCE)
-    ]
+def _resampled(
+    values: Floats, num_blocks: int, statistic: Statistic, rng: np.random.Generator
+) -> Floats:
+    """Return the statistic of samples made of blocks that are drawn again and again."""
+    num_blocks = min(num_blocks, len(values))
+    size = len(values) // num_blocks
+    blocks = values[: num_blocks * size].reshape(num_blocks, size, *values.shape[1:])
+    found = []
+    for _ in range(_RESAMPLES // _AT_ONCE):
+        drawn = blocks[rng.integers(num_blocks, size=(_AT_ONCE, num_blocks))]
+        found.append(statistic(drawn.reshape(_AT_ONCE, num_blocks * size, *values.shape[1:])))
     return np.concatenate(found)
 
 
-def _p90(values: Floats, axis: int | None = None) -> Any:
-    return np.percentile(values, 90, axis=axis)
+def _num_blocks(records: Sequence[Record]) -> int:
+    """Return how often the level went around: requests that run at once are no independent ones."""
+    busy_s = sum(record.e2e_s or 0.0 for record in records)
+    span = span_s(records)
+    at_once = busy_s / span if span else 1.0
+    return max(_LEAST_BLOCKS, round(len(records) / max(1.0, at_once)))
+
+
+def _throughput(records: Sequence[Record]) -> Floats:
+    """Return of each request its tokens, its time, and how many ran at once."""
+    span = span_s(records)
+    busy_s = sum(record.e2e_s or 0.0 for record in records)
+    at_once = busy_s / span if span else 0.0
+    return np.array([(r.output_tokens, r.e2e_s or 0.0, at_once) for r in records])
+
+
+def _rate(values: Floats) -> Floats:
+    """Return tokens a second by Little's law: of each request at a time its tokens by its time."""
+    return np.asarray(values[..., 2].mean(1) * values[..., 0].sum(1) / values[..., 1].sum(1))
+
+
+def _mean(values: Floats) -> Floats:
+    return np.asarray(values.mean(1))
+
+
+def _p90(values: Floats) -> Floats:
+    return np.asarray(np.percentile(values, 90, axis=1))
 
 
 def _values(records: Sequence[Record], name: str) -> Floats:
     values = [getattr(record, f"{name}_s") for record in records]
     return np.array([value * 1e3 for value in values if value is not None])
-
-
-def _slices(records: Sequence[Record]) -> Floats:
-    """Return the output tokens a second of equal slices of the level's time."""
-    span = span_s(records)
-    if not span:
-        return np.array([])
-    first = min(record.began_s for record in records)
-    times = [record.began_s + at - first for record in records for at in record.chunks_s]
-    tokens = [
-        record.output_tokens / len(record.chunks_s) for record in records for _ in record.chunks_s
-    ]
-    found, _ = np.histogram(times, bins=_SLICES, range=(0.0, span), weights=tokens)
-    return np.asarray(found * _SLICES / span, np.float64)

@@ -243,6 +243,23 @@ def test_completions_are_asked_with_a_text(bench, server):
     assert all("messages" not in body and body["max_tokens"] == 4 for body in server.bodies)
 
 
+def test_requests_of_a_rate_and_of_a_trace_are_all_asked(bench, server, tmp_path):
+    trace = tmp_path / "trace.csv"
+    rows = [f"2023-11-16 18:15:46.{number}00000,{20 + number},{number + 1}" for number in range(4)]
+    trace.write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n" + "\n".join(rows) + "\n")
+
+    rate, _ = bench(server, "--rates", "500", "--requests", "12", levels=())
+    replay, _ = bench(server, "--trace", str(trace), "--speedup", "10", name="y", levels=())
+
+    (at_rate,) = read_measured(tmp_path / "x")
+    (of_trace,) = read_measured(tmp_path / "y")
+    assert (rate, replay) == (0, 0)
+    assert (at_rate.level, at_rate.summary.requests) == ("r500", 12)
+    assert (of_trace.level, of_trace.summary.requests) == ("x10", 4)
+    asked = [(len(_words(body)), body["max_completion_tokens"]) for body in server.bodies[-4:]]
+    assert asked == [(20, 1), (21, 2), (22, 3), (23, 4)]
+
+
 def test_shared_beginnings_are_shared_words(bench, server):
     more = ["--prefix-ratios", "0.5", "--prefixes", "1", "--concurrency", "2", "--warmup", "0"]
     bench(server, *more, levels=())
