@@ -85,9 +85,9 @@ def _frontend(own: FrontendPool, told: Config) -> Deployment:
 def _deployment(
     kind: type, name: str, own: PoolConfig | FrontendPool, actor: dict[str, Any]
 ) -> Deployment:
-    made = serve.deployment(
+    return serve.deployment(
         name=name,
-        num_replicas=max(own.replicas, 1),
+        num_replicas=max(own.replicas, 1),  # none can only be asked for later (begin_empty)
         ray_actor_options=actor,
         max_ongoing_requests=_MANY,
         health_check_period_s=1.0,
@@ -95,9 +95,6 @@ def _deployment(
         graceful_shutdown_wait_loop_s=0.1,
         graceful_shutdown_timeout_s=own.drain_timeout_s + _SPARE_S,
     )(kind)
-    # None at all is what a planner may have asked for: Serve can run it, but takes it from nobody.
-    made._deployment_config.num_replicas = own.replicas
-    return made
 
 
 def _versioned(deployment: Deployment, told: Config) -> Deployment:

@@ -254,7 +254,7 @@ class Config:
         shared = {name: getattr(self, name) for name in _OF_PLANNER}
         pools = dict(self.pools)
         for name, limits in self.planner.pools.items():
-            pools[name] = replace(pools[name], replicas=limits.min_replicas)
+            pools[name] = replace(pools[name], replicas=limits.max_replicas)
         return Config(**{**shared, "pools": pools})
 
     @property

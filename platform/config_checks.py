@@ -16,6 +16,8 @@ def check_planner(config: "Config") -> None:
         if name not in config.pools:
             remedy = f"is no pool; there are: {', '.join(config.pools)}"
             raise InvalidSetting("planner.pools", name, remedy)
+    if config.planner.mode != "on":
+        _check_begun(config)
     if config.planner.mode == "off":
         return
     if not planned:
@@ -28,6 +30,13 @@ def check_planner(config: "Config") -> None:
             remedy = f"must be in {bounds}, the bounds of planner.pools.{name}"
             raise InvalidSetting(f"pools.{name}.replicas", replicas, remedy)
     _check_sleep(config)
+
+
+def _check_begun(config: "Config") -> None:
+    for name, pool in config.pools.items():
+        if pool.replicas == 0:
+            remedy = "must be at least 1 without a planner that is on: nobody would start another"
+            raise InvalidSetting(f"pools.{name}.replicas", 0, remedy)
 
 
 def check_mocks(config: "Config") -> None:

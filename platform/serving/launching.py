@@ -22,7 +22,7 @@ from stafette.platform.app import FRONTEND, application, deployment_name
 from stafette.platform.config import Config
 from stafette.platform.frontend.errors import InvalidSetting
 from stafette.platform.frontend.server import listen
-from stafette.platform.serving.planned_sizes import with_planned_sizes
+from stafette.platform.serving.planned_sizes import begin_empty, with_planned_sizes
 from stafette.platform.serving.shrinking import Tell, retire_surplus
 from stafette.workers.errors import EngineDead
 from stafette.workers.service import GRPC_POLLING
@@ -100,6 +100,7 @@ def deploy(config: Config, tell: Tell) -> str:
         wait_for_ingress_deployment_creation=False,
         wait_for_applications_running=False,
     )
+    begin_empty(config)
     _await_running(config, tell)
     if behind_serve:
         return f"http://{config.frontend.host}:{config.frontend.port}"

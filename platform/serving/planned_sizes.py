@@ -4,14 +4,23 @@ What the settings say is the size of the first start. A deployment that is updat
 that its planner has given it; to overrule the planner, pin the pool.
 """
 
+import time
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
+import ray
+from ray.serve._private.common import DeploymentID
 from ray.serve.context import _get_global_client
 
 from stafette.platform.app import PLANNER, deployment_name
 from stafette.platform.config import Config
 from stafette.platform.serving.shrinking import Tell
+from stafette.workers.errors import EngineDead
+
+_KNOWN_S = 30.0  # until Serve knows what was deployed
+_ANSWER_S = 10.0
+_POLL_S = 0.1
 
 
 def with_planned_sizes(config: Config, tell: Tell) -> Config:
@@ -29,6 +38,29 @@ def with_planned_sizes(config: Config, tell: Tell) -> Config:
             tell(f"{name} stays at {kept}: it is planned, its replicas are for the first start")
             pools[name] = replace(pools[name], replicas=kept)
     return replace(config, pools=pools)
+
+
+def begin_empty(config: Config) -> None:
+    """Ask for no replica where the settings want none: Serve takes that from no deployment."""
+    empty = [deployment_name(name) for name, pool in config.pools.items() if not pool.replicas]
+    until = time.monotonic() + _KNOWN_S
+    client = _get_global_client()
+    assert client is not None, "it was connected to"
+    for name in empty:
+        while not _resized(client._controller, DeploymentID(name, config.name)):
+            if time.monotonic() > until:
+                raise EngineDead("deployment", name, "is not known to Ray Serve in time")
+            time.sleep(_POLL_S)
+
+
+def _resized(controller: Any, deployment: DeploymentID) -> bool:
+    """Return False as long as Serve does not know the deployment yet."""
+    asked = controller.update_deployment_replicas.remote(deployment, 0)
+    try:
+        ray.get(asked, timeout=_ANSWER_S)
+    except ValueError:
+        return False
+    return True
 
 
 def _targets(config: Config) -> Mapping[str, int]:

@@ -53,12 +53,6 @@ def test_the_tree_itself_can_be_the_arguments_of_a_serve_config(monkeypatch):
     assert found["Worker"].num_replicas == 4
 
 
-def test_a_pool_may_begin_without_a_replica(fleet):
-    found = deployments({"config": str(fleet), "pools.decode.replicas": "0"})
-
-    assert found["DecodeWorker"].num_replicas == 0
-
-
 def test_only_what_is_told_something_new_gets_a_new_version(fleet):
     def versions(**args):
         found = deployments({"config": str(fleet), **args})

@@ -316,6 +316,10 @@ MOCKED = {"num_kv_blocks": 64, "max_model_len": 512}
             "pools.aggregated.engine.num_kv_blocks = None: must be given",
         ),
         (
+            {"pools": {"aggregated": {"replicas": 0}}},
+            "pools.aggregated.replicas = 0: must be at least 1 without a planner that is on",
+        ),
+        (
             {"pools": {"aggregated": {"role": "encode"}}},
             "pools.aggregated.role = 'encode': must be",
         ),
