@@ -9,22 +9,37 @@ from stafette.workers.weights.tokenizer import IncrementalDetokenizer, Tokenizer
 
 
 @dataclass(slots=True)
-class _Answer:
+class AnswerReader:
+    """Reads one answer's tokens, as they come."""
+
     request: Request
     index: int
     detokenizer: IncrementalDetokenizer | None
     stops: StopChecker | None
     num_tokens: int  # so far
 
+    @classmethod
+    def of(cls, request: Request, index: int, tokenizer: Tokenizer) -> "AnswerReader":
+        params = request.params
+        detokenizer = stops = None
+        if request.detokenize:
+            skip = params.skip_special_tokens
+            detokenizer = IncrementalDetokenizer(tokenizer, request.token_ids, skip)
+            stops = StopChecker(params.stop, params.include_stop_str_in_output)
+        return cls(request, index, detokenizer, stops, len(request.output_token_ids))
+
     def read(self, token_ids: list[int], ended: bool) -> tuple[str, str | None]:
         """Return the text to show, and the stop string that ended the answer."""
         if self.detokenizer is None or self.stops is None:
             return "", None
-        unchecked = max(0, self.request.params.min_tokens - self.num_tokens)
+        unchecked = self.request.params.min_tokens - self.num_tokens
         self.num_tokens += len(token_ids)
-        text = self.detokenizer.push(token_ids[:unchecked])
-        more, found = self.stops.feed(self.detokenizer.push(token_ids[unchecked:]))
-        text += more
+        if unchecked > 0:
+            text = self.detokenizer.push(token_ids[:unchecked])
+            more, found = self.stops.feed(self.detokenizer.push(token_ids[unchecked:]))
+            text += more
+        else:
+            text, found = self.stops.feed(self.detokenizer.push(token_ids))
         if ended and found is None:
             rest, found = self.stops.feed(self.detokenizer.finish())
             text += rest + ("" if found else self.stops.flush())
@@ -36,17 +51,10 @@ class OutputProcessor:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._answers: dict[int, _Answer] = {}
+        self._answers: dict[int, AnswerReader] = {}
 
     def open(self, seq_id: int, request: Request, index: int) -> None:
-        params = request.params
-        detokenizer = stops = None
-        if request.detokenize:
-            skip = params.skip_special_tokens
-            detokenizer = IncrementalDetokenizer(self._tokenizer, request.token_ids, skip)
-            stops = StopChecker(params.stop, params.include_stop_str_in_output)
-        num_before = len(request.output_token_ids)
-        self._answers[seq_id] = _Answer(request, index, detokenizer, stops, num_before)
+        self._answers[seq_id] = AnswerReader.of(request, index, self._tokenizer)
 
     def close(self, seq_id: int) -> None:
         self._answers.pop(seq_id, None)

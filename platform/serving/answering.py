@@ -3,21 +3,17 @@
 from collections.abc import Iterator
 from dataclasses import replace
 
-from stafette.workers.output import OutputProcessor
-from stafette.workers.progress import Progress
+from stafette.workers.output import AnswerReader
 from stafette.workers.request import OutputDelta, Request
 from stafette.workers.service.joining import joined
 from stafette.workers.weights.tokenizer import Tokenizer
-
-_ONLY = 0  # each has a processor of its own
 
 
 class AnswerText:
     """Detokenizes an answer as it grows, and ends it at a stop string."""
 
     def __init__(self, tokenizer: Tokenizer, request: Request, index: int) -> None:
-        self._processor = OutputProcessor(tokenizer)
-        self._processor.open(_ONLY, request, index)
+        self._reader = AnswerReader.of(request, index, tokenizer)
         self._may_stop = bool(request.params.stop)
         self.token_ids: list[int] = list(request.output_token_ids)
 
@@ -40,18 +36,18 @@ class AnswerText:
 
     def _read(self, delta: OutputDelta) -> OutputDelta:
         self.token_ids += delta.token_ids
-        stop = delta.stop_reason
-        progress = Progress(
-            seq_id=_ONLY,
+        text, stop_string = self._reader.read(delta.token_ids, delta.finish_reason is not None)
+        stopped = stop_string is not None
+        return OutputDelta(
+            request_id=self._reader.request.request_id,
+            index=self._reader.index,
             token_ids=delta.token_ids,
+            text=text,
             logprobs=delta.logprobs,
-            finish_reason=delta.finish_reason,
-            stop_token=stop if isinstance(stop, int) else None,
-            prompt_logprobs=delta.prompt_logprobs,
+            finish_reason="stop" if stopped else delta.finish_reason,
+            stop_reason=stop_string if stopped else delta.stop_reason,
+            prompt_logprobs=delta.prompt_logprobs if self._reader.index == 0 else None,
             num_cached_tokens=delta.num_cached_tokens,
             error=delta.error,
             embedding=delta.embedding,
         )
-        shown = self._processor.process(progress)
-        assert shown is not None, "it is open as long as it is read"
-        return shown
