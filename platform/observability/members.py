@@ -20,6 +20,7 @@ from stafette.platform.frontend.errors import InvalidSetting
 
 _MAX_BYTES = 64 << 20  # of one process
 _YOUNG_S = 3_600.0
+_MAX_PATH_BYTES = 84  # of the folder: a socket's path has 107 at most
 
 
 def node_folder(token: bytes, fleet: str) -> Path:
@@ -30,6 +31,9 @@ def node_folder(token: bytes, fleet: str) -> Path:
         found = folder.lstat()
         if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
             raise InvalidSetting("TMPDIR", str(folder), "is not this user's alone: remove it")
+    if len(os.fsencode(own)) > _MAX_PATH_BYTES:
+        remedy = f"makes sockets' paths too long: choose one with {_MAX_PATH_BYTES} bytes at most"
+        raise InvalidSetting("TMPDIR", str(own), remedy)
     os.utime(own)
     _sweep(base)
     return own
@@ -38,9 +42,9 @@ def node_folder(token: bytes, fleet: str) -> Path:
 def _sweep(base: Path) -> None:
     """Take away what fleets have left that were killed whole, but nothing that is being made."""
     for folder in base.glob("*/"):
-        if time.time() - folder.stat().st_mtime < _YOUNG_S:
-            continue
         with suppress(OSError):  # another process sweeps as well
+            if time.time() - folder.stat().st_mtime < _YOUNG_S:
+                continue
             for path in folder.iterdir():
                 if _refuses(path):
                     path.unlink()

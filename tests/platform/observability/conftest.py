@@ -105,8 +105,9 @@ class Stack:
 
 
 @pytest.fixture
-async def make_stack(free_port, tmp_path, monkeypatch):
-    monkeypatch.setenv("TMPDIR", str(tmp_path))  # where a node's processes find each other
+async def make_stack(free_port, monkeypatch):
+    folder = tempfile.TemporaryDirectory()  # where a node's processes find each other
+    monkeypatch.setenv("TMPDIR", folder.name)
     monkeypatch.setattr(tempfile, "tempdir", None)
     made = []
 
@@ -119,3 +120,4 @@ async def make_stack(free_port, tmp_path, monkeypatch):
     yield make
     for stack in made:
         await stack.close()
+    folder.cleanup()

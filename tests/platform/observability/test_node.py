@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+from tempfile import TemporaryDirectory
 
 import pytest
 from tests.platform.observability.asking import get, samples, value
@@ -115,8 +116,14 @@ async def test_only_metrics_are_told_at_that_port(tmp_path, free_port):
     await one.close()
 
 
-def test_a_folder_that_others_can_look_into_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+@pytest.fixture
+def temporary(monkeypatch):
+    with TemporaryDirectory() as folder:
+        monkeypatch.setattr("tempfile.tempdir", folder)
+        yield folder
+
+
+def test_a_folder_that_others_can_look_into_is_refused(temporary):
     folder = members.node_folder(b"token", "fleet")
     assert folder.stat().st_mode & 0o777 == 0o700
     assert members.node_folder(b"another", "fleet") != folder
@@ -127,10 +134,7 @@ def test_a_folder_that_others_can_look_into_is_refused(tmp_path, monkeypatch):
         members.node_folder(b"token", "fleet")
 
 
-async def test_what_a_killed_fleet_has_left_is_swept_away_and_a_living_one_stays(
-    tmp_path, monkeypatch
-):
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+async def test_what_a_killed_fleet_has_left_is_swept_away_and_a_living_one_stays(temporary):
     dead, living = (members.Member(members.node_folder(b"t", f), lambda: b"") for f in "dl")
     for member in (dead, living):
         await member.start()
@@ -151,6 +155,14 @@ def test_pages_without_a_last_newline_are_merged():
         "1",
         "2",
     ]
+
+
+def test_a_folder_that_is_too_deep_for_sockets_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / ("deep" * 15)))
+    (tmp_path / ("deep" * 15)).mkdir()
+
+    with pytest.raises(InvalidSetting, match="TMPDIR .* too long"):
+        members.node_folder(b"token", "fleet")
 
 
 def test_values_of_a_label_beyond_the_limit_are_one():

@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+import subprocess
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from stafette.platform.planner.scaler import DryRun
 
 ROOT = Path(__file__).parents[3]
 CHART = ROOT / "charts" / "stafette"
+TOLD = {}
 GRAFANA = {"$__rate_interval": "5m", "$job": ".*"}
 
 
@@ -71,14 +74,17 @@ def planned() -> bytes:
 
 @pytest.fixture
 async def told(make_stack):
-    """The families of a stack that has served something, by name."""
+    """The families of a stack that has served something, by name; asked for once."""
+    if TOLD:
+        return TOLD
     stack = await make_stack()
     stack.keep_apart("p0", "d0")
     await stack.complete()
     text = merged([await stack.page.text(), tiers(), planned()]).decode()
     reporter = Path(find_spec("ray").origin).parent / "dashboard/modules/reporter/reporter_agent.py"
     of_ray = re.findall(r'"(node_\w+)": Gauge\(', reporter.read_text())
-    return {f"ray_{name}": [] for name in of_ray} | _by_name(text)
+    TOLD.update({f"ray_{name}": [] for name in of_ray} | _by_name(text))
+    return TOLD
 
 
 def _by_name(text: str):
@@ -123,3 +129,27 @@ def test_every_dashboard_has_a_file_and_every_panel_its_own_place():
         places = [tuple(panel["gridPos"].values()) for panel in panels]
         assert len(set(places)) == len(places)
         assert all(place["x"] + place["w"] <= 24 for place in (p["gridPos"] for p in panels))
+
+
+async def test_the_page_lists_every_metric_and_no_other(told):
+    page = (ROOT / "docs" / "observability.md").read_text()
+    listed = set(re.findall(r"`((?:vllm:|stafette_)\w+)", page))
+    endings = ("_bucket", "_count", "_sum")
+    there = {name for name in told if name.startswith(("vllm:", "stafette_"))}
+    histograms = {name.removesuffix("_bucket") for name in there if name.endswith("_bucket")}
+    plain_ones = {
+        name for name in there if not any(name == h + end for h in histograms for end in endings)
+    }
+
+    assert listed == plain_ones | histograms
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="apt-get install prometheus")
+def test_prometheus_takes_the_example():
+    example = ROOT / "examples" / "observability" / "prometheus.yml"
+
+    checked = subprocess.run(
+        ["promtool", "check", "config", example], capture_output=True, text=True
+    )
+
+    assert checked.returncode == 0, checked.stdout + checked.stderr
