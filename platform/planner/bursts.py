@@ -14,7 +14,9 @@ from stafette.platform.planner.forecasting.carrying import carried
 from stafette.platform.planner.forecasting.forecaster import Series
 
 _KEPT = 720  # values
-_CLEAR = 4.5  # standard deviations, from which it is no chance
+# Standard deviations, from which it is no chance. A burst that is missed costs the promise, one
+# that is only imagined a few workers for a while: one in about 17 hours of a constant load.
+_CLEAR = 3.5
 _BEFORE = 4  # spans, whose mean it rises from
 _STAYS = 60  # values, after which it is a level
 _HALF = 0.5  # of the share that may be late is left to bursts nobody makes room for
@@ -87,4 +89,5 @@ class Bursts:
     def _clear(self, base: float, height: float, dispersion: float) -> bool:
         seconds = self._span * self._interval_s
         far = 2 * (sqrt(height * seconds) - sqrt(base * seconds))
-        return base > 0 and far > _CLEAR * sqrt(max(dispersion, 1.0))
+        noise = max(dispersion, 1.0) * (1 + 1 / _BEFORE)  # of either count
+        return base > 0 and far > _CLEAR * sqrt(noise)

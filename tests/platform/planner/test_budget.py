@@ -85,12 +85,15 @@ def test_bursts_of_fewer_requests_than_may_be_late_get_no_room():
     assert bursts.room_for(2.0) == 0.0
 
 
-def test_random_arrivals_are_no_bursts():
-    bursts, rng = few(), np.random.default_rng(3)
-    for _ in range(720):
+def imagines(seed):
+    bursts, rng = few(), np.random.default_rng(seed)
+    for _ in range(360):
         bursts.see(rng.poisson(15.0) / 10.0, 1.0)
+    return bursts.room_for(1.5) > 0
 
-    assert bursts.room_for(1.5) == 0.0
+
+def test_random_arrivals_are_rarely_taken_for_bursts():
+    assert sum(imagines(seed) for seed in range(20)) <= 2
 
 
 def test_excursion_is_carried_without_a_leap_at_the_level_it_was_seen_at():
