@@ -27,6 +27,7 @@ from stafette.workers.executor import Executor
 from stafette.workers.kvcache.pool import BlockPool
 from stafette.workers.output import OutputProcessor
 from stafette.workers.request import OutputDelta, Request
+from stafette.workers.request_times import RequestTimes
 from stafette.workers.sampling.structured import GrammarCompiler
 from stafette.workers.scheduler import Scheduler
 from stafette.workers.sequence import Sequence
@@ -77,6 +78,7 @@ class Engine:
         self._next_seq_id = 0
         self._clock = StepClock()
         self.samples = StepSamples()  # others may read them
+        self.times = RequestTimes()  # and these
         self._ended: EngineDead | None = None
         self.adapters = Adapters(config, parts.executor.runner, self.call_on_device)
 
@@ -91,6 +93,7 @@ class Engine:
         for index in range(request.params.n):
             seq = self._sequence(request, index)
             self.scheduler.add(seq)
+            self.times.arrived(seq.seq_id)
             self._outputs.open(seq.seq_id, request, index)
             open_answers.seq_ids.add(seq.seq_id)
         self.adapters.hold(request.lora)
@@ -121,6 +124,7 @@ class Engine:
         for seq_id in answers.seq_ids:
             self.scheduler.abort(seq_id)
             self._outputs.close(seq_id)
+            self.times.forget(seq_id)
         self.adapters.release(answers.lora)
         return True
 
@@ -208,6 +212,7 @@ class Engine:
             batch = self.scheduler.next_batch()
             if batch is None:
                 return
+            self.times.admitted(seq.seq_id for seq in batch.added)
             future = self._device.submit(partial(self.executor.execute, batch))
             self._in_flight.append((batch, future))
 
@@ -240,6 +245,7 @@ class Engine:
             delta = self._outputs.process(progress)
             if delta is None:
                 continue
+            self.times.answered(progress.seq_id)
             if delta.finish_reason is not None:
                 self._finish(progress.seq_id, delta, ended_by_text=progress.finish_reason is None)
             deltas.append(delta)
@@ -249,6 +255,7 @@ class Engine:
         if ended_by_text:  # a stop string, which the scheduler knows nothing of
             self.scheduler.abort(seq_id)
         self._outputs.close(seq_id)
+        self.times.finished(seq_id)
         answers = self._answers[delta.request_id]
         answers.seq_ids.remove(seq_id)
         if not answers.seq_ids:

@@ -90,11 +90,12 @@ async def _page(
     """Tell what is counted at the API's own /metrics, and at a port of its own where it is set."""
     from stafette.platform.observability.node import NodePage
     from stafette.platform.observability.process import ProcessMetrics
-    from stafette.platform.observability.workers import engine_metrics
+    from stafette.platform.observability.workers import engine_metrics, time_metrics
 
     core, process = engine.engine, ProcessMetrics("local", "local")
     name = (*config.served_model_name, Path(core.config.model).name or core.config.model)[0]
     process.add(lambda: engine_metrics(name, engine.stats(), core.step_seconds))
+    process.add(lambda: time_metrics(name, core.times))
     with TemporaryDirectory(prefix="stafette-") as folder:
         page = NodePage(process, metrics, Path(folder))
         await page.start()

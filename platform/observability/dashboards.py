@@ -125,6 +125,7 @@ _ENGINES = Row(
             "percentunit",
         ),
         Panel("Step time", quantiles("stafette_worker_step_seconds", 0.5, 0.95), "s"),
+        Panel("Time in the queue", quantiles("vllm:request_queue_time_seconds", 0.5, 0.95), "s"),
         by("Tokens computed", "stafette_worker_computed_tokens_total", "pool"),
         Panel(
             "Sequences computed",

@@ -3,7 +3,7 @@
 `model` is the name under which it is served, as vLLM labels its own metrics.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 
 from prometheus_client.core import Metric
@@ -13,6 +13,7 @@ from stafette.kvtransfer.leases.held import EndReason
 from stafette.kvtransfer.leases.table import LeaseCounters
 from stafette.kvtransfer.tiers.stats import Calls, Counters, StoreStats, TierStats
 from stafette.platform.observability.families import Values, counter, gauge, histogram, of_model
+from stafette.workers.request_times import RequestTimes
 from stafette.workers.service.measured import Measured
 from stafette.workers.stats import EngineStats
 
@@ -29,6 +30,8 @@ class WorkerMetrics:
     def collect(self) -> Iterator[Metric]:
         found = self._measure()
         yield from engine_metrics(self._model, found.engine, found.step_seconds)
+        if found.times is not None:
+            yield from time_metrics(self._model, found.times)
         yield from _standing(found)
         yield from _handovers(found)
         yield from _leases(found.leases)
@@ -60,6 +63,15 @@ def engine_metrics(model: str, engine: EngineStats, step_seconds: Histogram) -> 
     yield counter("stafette_worker_computed_tokens", about, engine.num_tokens)
     yield counter("stafette_worker_busy_seconds", "Time spent in steps.", engine.busy_seconds)
     yield histogram("stafette_worker_step_seconds", "Of one step.", step_seconds)
+
+
+def time_metrics(model: str, times: RequestTimes) -> Sequence[Metric]:
+    return of_model(
+        model,
+        histogram("vllm:request_queue_time_seconds", "Until a step takes it in.", times.queued),
+        histogram("vllm:request_prefill_time_seconds", "Then, to its first token.", times.prefill),
+        histogram("vllm:request_decode_time_seconds", "Then, to its last token.", times.decode),
+    )
 
 
 def _standing(found: Measured) -> Iterator[Metric]:

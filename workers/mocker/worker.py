@@ -136,6 +136,7 @@ class MockWorker(Standing):
             alive=self._dead is None,
             engine=self.core.stats(),
             step_seconds=self.core.steps.step_seconds,
+            times=None,
             imports=self.core.imports.counters,
             exports=self.core.exports.counters,
             transfers={"mock": TransferCounters(moved.pieces, moved.nbytes)},

@@ -158,6 +158,7 @@ class EngineWorker(Standing):
             alive=self._engine.is_alive,
             engine=self._engine.stats(),
             step_seconds=core.step_seconds,
+            times=core.times,
             imports=self._handover.imports.counters,
             exports=self._handover.exports.counters,
             transfers=moved.transfers,

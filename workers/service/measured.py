@@ -9,6 +9,7 @@ from stafette.kvtransfer.telemetry import TransferCounters
 from stafette.kvtransfer.tiers.stats import StoreStats
 from stafette.workers.handover.exports import ExportCounters
 from stafette.workers.handover.imports import ImportCounters
+from stafette.workers.request_times import RequestTimes
 from stafette.workers.stats import EngineStats
 
 
@@ -19,6 +20,7 @@ class Measured:
     alive: bool
     engine: EngineStats
     step_seconds: Histogram
+    times: RequestTimes | None  # None: simulated workers do not measure them
     imports: ImportCounters
     exports: ExportCounters
     transfers: Mapping[str, TransferCounters]  # that this worker has read, by transport

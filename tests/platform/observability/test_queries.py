@@ -18,9 +18,10 @@ from stafette.platform.observability.dashboards import dashboards
 from stafette.platform.observability.merging import merged
 from stafette.platform.observability.planning import PlannerMetrics
 from stafette.platform.observability.process import ProcessMetrics, text_of
-from stafette.platform.observability.workers import tier_metrics
+from stafette.platform.observability.workers import tier_metrics, time_metrics
 from stafette.platform.planner.running.service import PlannerService
 from stafette.platform.planner.scaler import DryRun
+from stafette.workers.request_times import RequestTimes
 
 ROOT = Path(__file__).parents[3]
 CHART = ROOT / "charts" / "stafette"
@@ -62,6 +63,10 @@ def tiers() -> bytes:
     return text_of(tier_metrics(StoreStats(tier, tier, Counters(), Calls(), Waiting(0, 0, 0, 0))))
 
 
+def times() -> bytes:
+    return text_of(time_metrics("smollm2", RequestTimes()))
+
+
 def planned() -> bytes:
     """What a planner tells that cannot keep its promises."""
     decider = planner(most=2)
@@ -80,7 +85,7 @@ async def told(make_stack):
     stack = await make_stack()
     stack.keep_apart("p0", "d0")
     await stack.complete()
-    text = merged([await stack.page.text(), tiers(), planned()]).decode()
+    text = merged([await stack.page.text(), tiers(), times(), planned()]).decode()
     reporter = Path(find_spec("ray").origin).parent / "dashboard/modules/reporter/reporter_agent.py"
     of_ray = re.findall(r'"(node_\w+)": Gauge\(', reporter.read_text())
     TOLD.update({f"ray_{name}": [] for name in of_ray} | _by_name(text))
