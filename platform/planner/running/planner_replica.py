@@ -61,8 +61,10 @@ class PlannerReplica:
         return await self._loop.run(self._service.unpin(pool))
 
     def check_health(self) -> None:
-        if any(task.done() for task in self._tasks):
-            raise RuntimeError("the planner has ended")
+        for task in self._tasks:
+            if task.done():
+                reason = "it was cancelled" if task.cancelled() else repr(task.exception())
+                raise RuntimeError(f"the planner has ended: {reason}")
 
     async def __del__(self) -> None:
         await self._loop.run(self._end())

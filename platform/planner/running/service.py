@@ -61,7 +61,11 @@ class PlannerService:
                 async with asyncio.timeout(max(0.0, interval_s - _LEAST_PAUSE_S)):
                     await self._hurry.wait()
             self._hurry.clear()
-            await self.look()
+            try:
+                await self.look()
+            except Exception:
+                _log.exception("the planner ends, to be started again")
+                raise
 
     async def look(self) -> Plan:
         """Make one plan, and begin to carry it out."""
