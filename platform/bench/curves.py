@@ -74,7 +74,7 @@ def curves_of(measured: Sequence[Measured]) -> list[Curves]:
     pareto = {label: front(_efficiency(own)) for label, own in labels.items()}
     pareto = {label: curve for label, curve in pareto.items() if curve}
     if pareto:
-        title, over = "Pareto front: output tokens/s of a GPU", "tokens/s that a user sees"
+        title, over = "Output tokens/s of a GPU (Pareto front)", "tokens/s that a user sees"
         found.append(Curves("pareto", title, over, pareto))
     return found
 

@@ -1,8 +1,9 @@
 """Measures every endpoint at every level, in order; what is finished is not measured again."""
 
+import itertools
 import platform
 import random
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -43,16 +44,34 @@ class Sweep:
         self.results.check(self.plan)
         served = {end.label: await self._checked(end) for end in self.plan.endpoints}
         self.results.begin(self.plan, _about(command, served))
-        errors: list[BenchError] = []
-        for endpoint in self.plan.endpoints:
-            try:
-                await self._endpoint(endpoint, served[endpoint.label])
-            except NotWritten:
-                raise
-            except BenchError as error:
-                errors.append(error)
+        errors: dict[str, BenchError] = {}
+        lanes: dict[str, _Lane] = {}
+        try:
+            # A level of each endpoint in turn: what else the machine does, it does to all of them.
+            for level, endpoint in itertools.product(self._levels(), self.plan.endpoints):
+                label = endpoint.label
+                if label in errors or self.results.finished(label, level):
+                    continue
+                try:
+                    if label not in lanes:
+                        lanes[label] = await self._lane(endpoint, served[label])
+                    await self._level(lanes[label], level)
+                except NotWritten:
+                    raise
+                except BenchError as error:
+                    errors[label] = error
+        finally:
+            for lane in lanes.values():
+                lane.client.close()
         if errors:
-            raise errors[0]
+            raise next(iter(errors.values()))
+
+    def _levels(self) -> Sequence[Level]:
+        levels = self.plan.levels()
+        for label in (each.label for each in self.plan.endpoints):
+            if done := sum(self.results.finished(label, level) for level in levels):
+                self.tell(f"{label}: {done} of {len(levels)} levels are finished already")
+        return levels
 
     async def _checked(self, endpoint: Endpoint) -> Served:
         client = Client(endpoint, self.config)
@@ -64,27 +83,21 @@ class Sweep:
             check_lengths(served, self.plan.lengths, endpoint.label)
         return served
 
-    async def _endpoint(self, endpoint: Endpoint, served: Served) -> None:
-        levels = self.plan.levels()
-        left = [each for each in levels if not self.results.finished(endpoint.label, each)]
-        if done := len(levels) - len(left):
-            self.tell(f"{endpoint.label}: {done} of {len(levels)} levels are finished already")
-        if not left:
-            return
-        client = Client(endpoint, self.config)
+    async def _lane(self, endpoint: Endpoint, served: Served) -> "_Lane":
         manner = Manner(
             model=served.model,
             api=self.plan.api,
             stream=self.plan.stream,
             ignore_eos=self.plan.ignore_eos,
         )
+        client = Client(endpoint, self.config)
         try:
-            backend = await self.make_backend(client, served)
+            lane = _Lane(client, manner, await self.make_backend(client, served))
             await self._warm(client, manner)
-            for level in left:
-                await self._level(client, manner, level, backend)
-        finally:
+        except BaseException:
             client.close()
+            raise
+        return lane
 
     async def _warm(self, client: Client, manner: Manner) -> None:
         speller = Speller(COMMON, str(random.random()))
@@ -95,8 +108,8 @@ class Sweep:
                 where = f"--endpoint {client.endpoint.label}"
                 raise Refused(where, client.endpoint.url, f"fails a first request: {heard.error}")
 
-    async def _level(self, client: Client, manner: Manner, level: Level, backend: Backend) -> None:
-        label, records = client.endpoint.label, list[Record]()
+    async def _level(self, lane: "_Lane", level: Level) -> None:
+        label, records = lane.client.endpoint.label, list[Record]()
         salt = f"{self.plan.seed} {label} {level.name}"
         folder = self.results.level(label, level.name)
         try:
@@ -110,9 +123,11 @@ class Sweep:
                     file.add(record)
                     advance()
 
-                server = await backend.measure(client, manner, level, salt, folder, keep)
+                server = await lane.backend.measure(
+                    lane.client, lane.manner, level, salt, folder, keep
+                )
             summary = summarise(records, self.slo, self.cost, server)
-            _check_answered(summary, client, level)
+            _check_answered(summary, lane.client, level)
         except BaseException as error:  # also of Ctrl-C: what there is tells that it is not all
             partial = summarise(records, self.slo, self.cost, {})
             why = str(error) or type(error).__name__
@@ -125,6 +140,15 @@ class Sweep:
         about |= {"axis": self.plan.shape.axis, "backend": self.plan.backend}
         about |= {"gpus": self.cost.gpus}
         return about | {"summary": summary.to_dict()}
+
+
+@dataclass(frozen=True, slots=True)
+class _Lane:
+    """An endpoint that is being measured."""
+
+    client: Client
+    manner: Manner
+    backend: Backend
 
 
 def _check_answered(summary: Summary, client: Client, level: Level) -> None:

@@ -8,7 +8,7 @@ import pytest
 from tests.platform.bench.played import tokens
 
 from stafette.platform.bench.measured import read_broken, read_measured
-from stafette.platform.bench.results import read_records
+from stafette.platform.bench.results import Results, read_records
 from stafette.platform.cli import main
 from stafette.platform.commands.bench_shapes import DEFAULT_CONCURRENCIES, read_concurrencies
 
@@ -48,6 +48,18 @@ def test_each_level_is_measured_in_order_and_kept_with_its_records(bench, server
     assert re.search(r"mine\s+c1\s+10\s+0", said)
     (run,) = (tmp_path / "x/runs.jsonl").read_text().splitlines()
     assert {"command", "stafette", "python", "machine", "servers"} <= json.loads(run).keys()
+
+
+def test_endpoints_take_turns_at_each_level(bench, serve, tmp_path, monkeypatch):
+    order = []
+    finish = Results.finish
+    monkeypatch.setattr(
+        Results, "finish", lambda *args: (order.append((args[1], args[2].name)), finish(*args))
+    )
+
+    bench(serve(), "--endpoint", f"other=127.0.0.1:{serve().port}")
+
+    assert order == [("mine", "c1"), ("other", "c1"), ("mine", "c3"), ("other", "c3")]
 
 
 def test_every_request_asks_what_was_wanted(bench, server):
