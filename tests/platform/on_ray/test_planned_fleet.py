@@ -1,10 +1,12 @@
 """A fleet on Ray Serve that its planner sizes: real processes, mock workers, real clients."""
 
 import asyncio
+import json
 import subprocess
 import sys
 from contextlib import asynccontextmanager
 from urllib.error import HTTPError
+from urllib.request import urlopen
 
 import pytest
 
@@ -64,18 +66,21 @@ def ready(fleet) -> int:
     return sum(not worker.get("draining") for worker in fleet.workers())
 
 
-class RolesSeen:
-    """Who has had which roles."""
+def total(fleet, what: str) -> int:
+    """Return how many workers there are, or are to be."""
+    return sum(pool[what] or 0 for pool in fleet.ask("/v1/planner")["pools"].values())
 
-    def __init__(self, fleet) -> None:
-        self._fleet = fleet
-        self._roles: dict[str, set[str]] = {}
 
-    def changed(self) -> bool:
-        for worker in self._fleet.workers():
-            if "role" in worker:
-                self._roles.setdefault(worker["name"], set()).add(worker["role"])
-        return any(len(roles) > 1 for roles in self._roles.values())
+def effects(fleet, wish: str) -> list[str]:
+    """Return what became of wishes that begin so."""
+    told = fleet.ask("/v1/planner")["effects"]
+    return [effect["state"] for effect in told if effect["wish"].startswith(wish)]
+
+
+def pin(fleet, pool: str, replicas: int) -> None:
+    body = json.dumps({"pool": pool, "replicas": replicas, "for_s": 3_600}).encode()
+    with urlopen(f"{fleet.url}/v1/planner/pins", body, timeout=10) as answer:
+        assert answer.status == 200
 
 
 def is_planning(fleet) -> bool:
@@ -106,23 +111,23 @@ async def test_a_fleet_without_a_worker_is_woken_by_a_request(planned, await_tha
 
 
 async def test_replicas_and_roles_follow_the_load(planned, await_that):
-    roles = RolesSeen(planned)
     async with load_on(planned) as load:
+        load.rate = 0.4
+        await until(await_that, lambda: 0 < total(planned, "planned") == ready(planned) < 3)
         load.rate = 6
-        await until(await_that, lambda: roles.changed() and ready(planned) > 2)
+        await until(await_that, lambda: ready(planned) > 2)
         most = ready(planned)
         load.rate = 0.4
         await until(await_that, lambda: ready(planned) < most)
 
-    effects = planned.ask("/v1/planner")["effects"]
-    assert not [effect for effect in effects if effect["state"] == "failed"]
+    assert "done" in effects(planned, "role ")
+    assert "failed" not in effects(planned, "")
     explained = run(planned, "planner", "explain").stdout
     assert "observed: rate" in explained
-    assert "prefill: " in run(planned, "status").stdout
 
 
 async def test_without_its_planner_a_fleet_serves_on_in_its_size(planned, await_that):
-    assert run(planned, "planner", "pin", "decode", "2", "--for", "1h").returncode == 0
+    pin(planned, "decode", 2)
     async with load_on(planned) as load:
         load.rate = 1
         await until(await_that, lambda: len(planned.processes("DecodeWorker")) == 2)
@@ -139,10 +144,19 @@ async def test_without_its_planner_a_fleet_serves_on_in_its_size(planned, await_
     assert {p.pid for p in planned.processes("DecodeWorker")} == before
 
 
+async def test_who_leaves_is_emptied_first(planned, await_that):
+    async with load_on(planned) as load:
+        load.rate = 1
+        pin(planned, "decode", 1)
+        await until(await_that, lambda: len(planned.processes("DecodeWorker")) == 1)
+
+    assert "done" in effects(planned, "drain")
+
+
 async def test_a_deployment_keeps_what_is_planned(planned, await_that):
     said = await asyncio.to_thread(planned.update, "dispatch.wait_s=31")
 
-    assert "decode stays at 2" in said
+    assert "decode stays at 1" in said
     released = run(planned, "planner", "unpin", "decode")
     assert released.returncode == 0, released.stderr
     again = run(planned, "planner", "unpin", "decode")
