@@ -3,7 +3,6 @@
 import functools
 import logging
 import re
-import secrets
 import time
 from contextlib import nullcontext
 from dataclasses import replace
@@ -24,6 +23,7 @@ from stafette.platform.frontend.errors import (
 )
 from stafette.platform.frontend.fleet_planner import FleetPlanner
 from stafette.platform.frontend.generator import Generator
+from stafette.platform.frontend.ids import new_id
 from stafette.platform.frontend.keys import ApiKey, KeyRing
 from stafette.platform.frontend.limits import Gate
 from stafette.platform.frontend.metrics.book import Metrics
@@ -114,7 +114,7 @@ class Frontend:
 
     async def _answer(self, exchange: Exchange) -> None:
         asked = exchange.header("x-request-id") or ""
-        exchange.request_id = asked if _OWN_ID.fullmatch(asked) else secrets.token_hex(8)
+        exchange.request_id = asked if _OWN_ID.fullmatch(asked) else new_id(num_digits=16)
         exchange.extra_headers = encoded({"x-request-id": exchange.request_id})
         self._cors.mark(exchange)
         status = 0

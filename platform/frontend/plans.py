@@ -1,7 +1,6 @@
 """From a request to what the generator is asked, and how its answer is read."""
 
 import asyncio
-import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -183,10 +182,6 @@ def _begins_inside(prompt: str, form: str | None) -> bool:
     """Whether the answer begins within the thought: a template may have opened or closed it."""
     end = prompt[-_THINKS_AT_END:].rstrip()
     return end.endswith(BEGIN) or (form == "deepseek_r1" and not end.endswith(END))
-
-
-def new_id(prefix: str) -> str:
-    return f"{prefix}{secrets.token_hex(16)}"
 
 
 def refuse(given: Mapping[str, Any], remedies: Mapping[str, str]) -> None:

@@ -85,24 +85,29 @@ class Attempt:
         last_resort = decode.name in self._fleet.draining
         stream = decode.generate(Order(self.request, params, last_resort=last_resort))
         async with aclosing(stream):
-            first = asyncio.ensure_future(anext(stream, None))
-            try:
-                await self._await_first(first)
-                delta = await first
-            finally:
-                if not first.done():
-                    first.cancel()
-                    with suppress(asyncio.CancelledError, Exception):
-                        await first
-                elif not first.cancelled():
-                    first.exception()  # seen, though a helper's failure may be what is told
-            if delta is not None:
-                yield delta
+            if self._helpers:
+                first = await self._first_of(stream)
+                if first is not None:
+                    yield first
             async for delta in stream:
                 yield delta
 
+    async def _first_of(self, stream: AsyncGenerator[OutputDelta, None]) -> OutputDelta | None:
+        """Return an answer's beginning; raise what a helper ended with before that."""
+        first = asyncio.ensure_future(anext(stream, None))
+        try:
+            await self._await_first(first)
+            return await first
+        finally:
+            if not first.done():
+                first.cancel()
+                with suppress(asyncio.CancelledError, Exception):
+                    await first
+            elif not first.cancelled():
+                first.exception()  # seen, though a helper's failure may be what is told
+
     async def _await_first(self, first: "asyncio.Future[OutputDelta | None]") -> None:
-        """Return when the answer begins; raise what a helper ended with before that."""
+        """Return when it has come, or raise what a helper ended with."""
         waiting: set[asyncio.Future[Any]] = set(self._helpers)
         while not first.done():
             done, _ = await asyncio.wait({first, *waiting}, return_when=asyncio.FIRST_COMPLETED)

@@ -34,6 +34,7 @@ from stafette.workers.weights.tokenizer import Tokenizer
 
 _log = logging.getLogger(__name__)
 
+_TOLD_TOKENS = 8  # the router counts an answer in blocks: it need not hear of each token
 _REMEMBERED = 1_000  # requests whose placement can be asked for
 
 
@@ -166,24 +167,29 @@ class Dispatcher:
 
     async def _follow(self, leg: Leg) -> AsyncGenerator[OutputDelta, None]:
         """Yield what one leg brings, as text, and keep the router's books."""
-        text, began, first = leg.course.text, time.monotonic(), True
+        text, began, first, told = leg.course.text, time.monotonic(), True, 0
         resumed = leg.course.begun  # what is cached by now is the client's own doing
         self.counters.attempts += 1
         self.counters.handed_over += leg.attempt.placement.prefill is not None
         async with aclosing(leg.attempt.run()) as deltas:
             async for delta in deltas:
                 shown = text.read(replace(delta, num_cached_tokens=0) if resumed else delta)
-                with suppress(UnknownReservation):  # its worker is gone: we learn it soon
-                    if first and delta.token_ids:
-                        ttft_ms = (time.monotonic() - began) * 1e3
-                        self._router.first_token(leg.name, delta.num_cached_tokens, ttft_ms)
-                    self._router.progress(leg.name, len(text.token_ids))
+                count = len(text.token_ids)
                 if first and delta.token_ids:
                     first = False
+                    self._note_first(leg, delta, (time.monotonic() - began) * 1e3)
                     leg.arrived()
+                if count - told >= _TOLD_TOKENS:
+                    told = count
+                    with suppress(UnknownReservation):  # its worker is gone: we learn it soon
+                        self._router.progress(leg.name, count)
                 yield shown
                 if shown.finish_reason is not None:
                     return  # by a stop string, of which the worker knows nothing
+
+    def _note_first(self, leg: Leg, delta: OutputDelta, ttft_ms: float) -> None:
+        with suppress(UnknownReservation):
+            self._router.first_token(leg.name, delta.num_cached_tokens, ttft_ms)
 
     def _note(self, error: Exception, leg: Leg) -> None:
         """A leg came to nothing, or to a part: the next one goes on from there."""

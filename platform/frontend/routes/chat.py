@@ -8,8 +8,9 @@ from stafette.platform.frontend.answering.chat_chunks import ChatChunks
 from stafette.platform.frontend.asgi import Exchange
 from stafette.platform.frontend.choosing import sampling_values, structured_of
 from stafette.platform.frontend.errors import wrong
+from stafette.platform.frontend.ids import new_id
 from stafette.platform.frontend.messages import template_messages
-from stafette.platform.frontend.plans import Planner, Talk, new_id, refuse
+from stafette.platform.frontend.plans import Planner, Talk, refuse
 from stafette.platform.frontend.prompts import Conversation
 from stafette.platform.frontend.protocol.chat import ChatRequest, NamedTool, Tool
 from stafette.platform.frontend.routes.services import Services

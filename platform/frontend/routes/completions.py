@@ -11,7 +11,8 @@ from stafette.platform.frontend.answering.completions import (
 from stafette.platform.frontend.asgi import Exchange
 from stafette.platform.frontend.choosing import sampling_params, sampling_values, structured_of
 from stafette.platform.frontend.errors import wrong
-from stafette.platform.frontend.plans import Plan, Planner, new_id, refuse
+from stafette.platform.frontend.ids import new_id
+from stafette.platform.frontend.plans import Plan, Planner, refuse
 from stafette.platform.frontend.prompts import Prompt, Prompts
 from stafette.platform.frontend.protocol.completions import CompletionRequest
 from stafette.platform.frontend.routes.services import Services

@@ -10,7 +10,8 @@ import numpy.typing as npt
 from stafette.platform.frontend.answering.writer import Placement
 from stafette.platform.frontend.asgi import Exchange
 from stafette.platform.frontend.errors import InternalError, cannot
-from stafette.platform.frontend.plans import Plan, new_id
+from stafette.platform.frontend.ids import new_id
+from stafette.platform.frontend.plans import Plan
 from stafette.platform.frontend.protocol.embeddings import EmbeddingRequest
 from stafette.platform.frontend.routes.completions import as_prompt, prompts_of
 from stafette.platform.frontend.routes.services import Services

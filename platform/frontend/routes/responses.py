@@ -7,8 +7,9 @@ from stafette.platform.frontend.answering.responses import ResponseWriter
 from stafette.platform.frontend.asgi import Exchange
 from stafette.platform.frontend.choosing import structured_of
 from stafette.platform.frontend.errors import cannot, wrong
+from stafette.platform.frontend.ids import new_id
 from stafette.platform.frontend.messages import TemplateMessage, arguments_of
-from stafette.platform.frontend.plans import Talk, new_id, refuse
+from stafette.platform.frontend.plans import Talk, refuse
 from stafette.platform.frontend.prompts import Conversation
 from stafette.platform.frontend.protocol.responses import (
     FunctionCallItem,

@@ -19,7 +19,7 @@ async def test_before_the_first_token_it_is_408(api, stream):
 async def test_in_a_stream_the_answer_ends_where_it_is(api, script):
     api.generator.steps = [[script.delta("Hel")], asyncio.Event()]
 
-    reply = await api.chat(deadline=0.05, stream=True, n=2, stream_options={"include_usage": True})
+    reply = await api.chat(deadline=0.5, stream=True, n=2, stream_options={"include_usage": True})
 
     assert reply.texts() == ["Hel"]
     *_, first, second, usage = reply.events()
