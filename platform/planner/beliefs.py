@@ -42,6 +42,12 @@ class Beliefs:
     def sizer(self) -> Sizer:
         return Sizer(self.prefill, self._config.slo, decode=self.decode)
 
+    def know(self, pool: str, kv_tokens: int, max_num_seqs: int) -> None:
+        """Take what a pool's workers say that they hold."""
+        name = self._classes[pool]
+        told = replace(self._priors[name], kv_tokens=kv_tokens, max_num_seqs=max_num_seqs)
+        self._priors[name] = told
+
     def learn(self, workers: Iterable[WorkerState]) -> None:
         for worker in workers:
             name = self._classes[worker.pool]

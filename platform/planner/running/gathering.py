@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from stafette.kvtransfer.errors import MalformedMessage
 from stafette.kvtransfer.strict import whole
@@ -20,6 +20,11 @@ _log = logging.getLogger(__name__)
 _ANSWER_S = 2.0  # for a frontend or Serve to answer
 _U63_END = 1 << 63
 _ROLES: Mapping[object, Role] = {role: role for role in ROLES}
+
+
+class Room(NamedTuple):
+    kv_tokens: int
+    max_num_seqs: int
 
 
 class Unseen(Exception):
@@ -78,6 +83,10 @@ class Gatherer:
             pools={name: pool_state(targets[name], name, workers) for name in self._pools},
         )
 
+    def rooms(self) -> Mapping[str, Room]:
+        """Return what a worker of each pool holds, where there is one to tell it."""
+        return self._seen.rooms()
+
     async def _ask_frontends(self) -> None:
         clients = list(self._frontends.clients.values())
         self._merged.keep([_life(client) for client in clients])
@@ -124,6 +133,15 @@ class WorkersSeen:
             except MalformedMessage as error:
                 _log.error("what %s says of its load is not understood: %s", client.name, error)
         return found
+
+    def rooms(self) -> Mapping[str, Room]:
+        found = {}
+        for client in self._workers.clients.values():
+            told = client.description
+            match told.get("num_blocks"), told.get("block_size"), told.get("max_num_seqs"):
+                case int(blocks), int(size), int(seqs) if min(blocks, size, seqs) > 0:
+                    found[pool_of(client.name)] = Room(blocks * size, seqs)
+        return {pool: room for pool, room in found.items() if pool in self._pools}
 
     def _state(self, client: WorkerClient, age_s: float) -> WorkerState:
         load = client.load

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from typing import Any, Protocol
@@ -12,7 +12,7 @@ from stafette.platform.frontend.errors import InvalidSetting
 from stafette.platform.planner.observation import Observation
 from stafette.platform.planner.plan import Explanation, Plan
 from stafette.platform.planner.planner import Planner
-from stafette.platform.planner.running.gathering import Unseen
+from stafette.platform.planner.running.gathering import Room, Unseen
 from stafette.platform.planner.running.pin_keeping import PinKeeper
 from stafette.platform.planner.running.telling import tell_effects, tell_plans
 from stafette.platform.planner.scaler import Effect, Scaler
@@ -26,6 +26,8 @@ _LONGEST_PIN_S = 30 * 86_400.0
 
 class Gathers(Protocol):
     async def observe(self) -> Observation: ...
+
+    def rooms(self) -> Mapping[str, Room]: ...
 
 
 class PlannerService:
@@ -111,6 +113,8 @@ class PlannerService:
             self._seen = await self._gatherer.observe()
         except Unseen as error:
             return self._hold(str(error))
+        for pool, room in self._gatherer.rooms().items():
+            self.planner.beliefs.know(pool, room.kv_tokens, room.max_num_seqs)
         plan = self.planner.plan(self._seen)
         if plan.held is not None:
             _log.warning("held: %s", plan.held)

@@ -1,6 +1,7 @@
 """The pools of a fleet as the planner knows them before their workers have said anything."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from stafette.platform.config import Config
@@ -20,10 +21,12 @@ def pool_specs(config: Config) -> dict[str, PoolSpec]:
     for name, pool in config.pools.items():
         if pool.profile is not None or pool.mock is not None:
             _check_promise(config.planner.slo, name, _speed(config, name))
+    limits = {name: _limits(config, name) for name in config.pools}
+    replace(config.planner, pools=limits)  # which looks at the budget once more
     return {
         name: PoolSpec(
             role=config.role(name),
-            limits=config.planner.pools.get(name) or _fixed(config.pools[name].replicas),
+            limits=limits[name],
             worker_class=config.pools[name].worker_class or name,
             model=engine_model(config, name),
         )
@@ -73,8 +76,13 @@ def _speed(config: Config, pool: str) -> Profile:
     return load_profile(path)
 
 
-def _fixed(replicas: int) -> PoolLimits:
-    return PoolLimits(min_replicas=replicas, max_replicas=replicas)
+def _limits(config: Config, pool: str) -> PoolLimits:
+    """Return a pool's bounds; its GPUs are those that Ray gives it, where it has some."""
+    own = config.pools[pool]
+    limits = config.planner.pools.get(pool)
+    if limits is None:
+        limits = PoolLimits(min_replicas=own.replicas, max_replicas=own.replicas)
+    return replace(limits, gpus_per_replica=own.num_gpus) if own.num_gpus else limits
 
 
 def _short(model: str) -> str:

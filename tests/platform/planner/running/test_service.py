@@ -19,6 +19,7 @@ from stafette.platform.planner.scaler import DryRun
 from stafette.platform.serving.desk import Desk
 from stafette.platform.serving.links import Links
 from stafette.platform.serving.traffic import TrafficBook
+from stafette.workers.config import EngineConfig
 from stafette.workers.mocker.config import MockerConfig
 from stafette.workers.mocker.host import MockHost
 from stafette.workers.mocker.worker import MockWorker
@@ -26,6 +27,7 @@ from stafette.workers.service.config import ServiceConfig
 from stafette.workers.service.server import WorkerServer
 
 SERVICE = ServiceConfig(token=b"the token of a tested cluster", beat_s=0.05, silence_s=5.0)
+FLAGS = EngineConfig(model="mock", num_kv_blocks=500, max_model_len=1_024, max_num_seqs=7)
 PATIENCE_S = 30.0
 
 
@@ -92,7 +94,7 @@ class Rig:
 
     async def start_worker(self, name: str) -> MockWorker:
         host = MockHost(AgentConfig(name=name, token=SERVICE.token, transports=("tcp",)))
-        worker = MockWorker(MockerConfig(name=name), host)
+        worker = MockWorker(MockerConfig(name=name, engine=FLAGS), host)
         server = self.servers[name] = await WorkerServer.start(worker, SERVICE)
         self._worker = (worker, host)
         self.workers.follow({name: server.address})
@@ -141,6 +143,8 @@ async def test_it_sees_what_frontends_and_workers_tell(rig):
 
     plan = await rig.look(service)
 
+    model = service.planner.beliefs.decode
+    assert (model.kv_tokens, model.max_num_seqs) == (500 * 16, 7)
     seen = plan.explanation.observed
     assert (plan.held, seen["prompt_tokens"], seen["waiting"]) == (None, 700, 1)
     assert seen["hit_rate"] == pytest.approx(64 / 700)

@@ -65,3 +65,14 @@ def test_a_promise_that_no_number_of_workers_keeps_is_refused(target, value):
 
     with pytest.raises(InvalidSetting, match=f"planner.slo.{target} = {value}: cannot be kept"):
         pool_specs(config({"aggregated": pool}, pools={"aggregated": {}}, slo={target: value}))
+
+
+def test_gpus_are_counted_as_ray_gives_them():
+    fleet = {"aggregated": {"num_gpus": 2}}
+    limits = {"aggregated": {"min_replicas": 1, "max_replicas": 3}}
+
+    found = pool_specs(config(fleet, pools=limits, max_gpus=4))
+
+    assert found["aggregated"].limits.gpus_per_replica == 2
+    with pytest.raises(InvalidSetting, match="max_gpus = 1.5: is less than"):
+        pool_specs(config(fleet, pools=limits, max_gpus=1.5))
