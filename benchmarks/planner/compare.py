@@ -98,7 +98,9 @@ class Study:
         enough = min(self.kept(scenario, OURS), _KEPT) - 1e-9
         points = [p for p in self.frontier if self.kept(scenario, p) >= enough]
         if not points:
-            return max(self.frontier, key=lambda p: self.kept(scenario, p))
+            return max(
+                self.frontier, key=lambda p: (self.kept(scenario, p), -self.hours(scenario, p))
+            )
         return min(points, key=lambda p: self.hours(scenario, p))
 
     def names(self, beginning: str = "") -> Iterator[str]:

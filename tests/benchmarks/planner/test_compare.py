@@ -36,7 +36,9 @@ def test_defaults_that_keep_enough_are_a_point_as_well():
 
 
 def test_where_no_point_keeps_enough_the_one_that_keeps_most_counts():
-    made = study(ours=(0.99, 2.0), default=(0.5, 1.0), tight=(0.8, 2.0), more=(0.7, 3.0))
+    made = study(
+        ours=(0.99, 2.0), default=(0.5, 1.0), dear=(0.8, 2.5), tight=(0.8, 2.0), more=(0.7, 3.0)
+    )
 
     assert made.as_good("s") == "tight"
 
