@@ -26,6 +26,18 @@ from stafette.workers.request_times import RequestTimes
 ROOT = Path(__file__).parents[3]
 CHART = ROOT / "charts" / "stafette"
 TOLD = {}
+# What vLLM's examples/observability/prometheus_grafana/grafana.json asks for, as of 2026, but for
+# request_max_num_generation_tokens_sum: the longest answer of one request's.
+VLLM_DASHBOARD = (
+    *("e2e_request_latency_seconds_bucket", "e2e_request_latency_seconds_sum"),
+    *("inter_token_latency_seconds_bucket", "inter_token_latency_seconds_sum"),
+    *("time_to_first_token_seconds_bucket", "time_to_first_token_seconds_sum"),
+    *("request_prompt_tokens_bucket", "request_generation_tokens_bucket"),
+    *("prompt_tokens_total", "generation_tokens_total", "request_success_total"),
+    *("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc"),
+    *("request_queue_time_seconds_sum", "request_prefill_time_seconds_sum"),
+    "request_decode_time_seconds_sum",
+)
 GRAFANA = {"$__rate_interval": "5m", "$job": ".*"}
 
 
@@ -134,6 +146,10 @@ def test_every_dashboard_has_a_file_and_every_panel_its_own_place():
         places = [tuple(panel["gridPos"].values()) for panel in panels]
         assert len(set(places)) == len(places)
         assert all(place["x"] + place["w"] <= 24 for place in (p["gridPos"] for p in panels))
+
+
+async def test_vllms_own_dashboard_finds_its_metrics(told):
+    assert {f"vllm:{name}" for name in VLLM_DASHBOARD} - told.keys() == set()
 
 
 async def test_the_page_lists_every_metric_and_no_other(told):

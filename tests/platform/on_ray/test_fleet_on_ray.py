@@ -2,9 +2,11 @@
 
 import asyncio
 import json
+import re
 import socket
 import subprocess
 import sys
+import urllib.request
 
 import pytest
 
@@ -41,6 +43,17 @@ async def test_it_answers_as_one_engine_alone_would(fleet, expected):
 
     assert await answers(fleet, prompts) == [expected(prompt, 40) for prompt in prompts]
     assert (len(fleet.names("prefill")), len(fleet.names("decode"))) == (1, 2)
+
+
+def test_any_frontend_tells_what_every_process_of_its_node_counts(fleet):
+    with urllib.request.urlopen(f"{fleet.url}/metrics", timeout=10) as page:
+        text = page.read().decode()
+
+    alive = re.findall(r'^stafette_worker_alive{pool="(\w+)",process="([\w-]+)"} 1', text, re.M)
+    assert {name for _, name in alive} == fleet.names("prefill") | fleet.names("decode")
+    assert sorted(pool for pool, _ in alive) == ["decode", "decode", "prefill"]
+    assert len(re.findall(r"^stafette_requests_in_flight{", text, re.M)) == 2
+    assert 'stafette_node_processes{state="shown"} 5.0' in text
 
 
 async def test_a_killed_decode_worker_costs_no_token_and_is_replaced(fleet, expected, await_that):
