@@ -1,7 +1,7 @@
 """What a benchmark is going to do: the same plan again goes on where it stopped."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from stafette.platform.bench.asking import Api
@@ -28,6 +28,7 @@ class Plan:
     stream: bool = True
     ignore_eos: bool = True
     backend: Backend = "builtin"
+    server: Mapping[str, Any] = field(default_factory=dict)  # how it is started, where it is
 
     def __post_init__(self) -> None:
         checked_name("--name", self.name)
@@ -48,6 +49,7 @@ class Plan:
         plain = ("name", "seed", "model", "requests", "warmup", "api", "stream", "ignore_eos")
         told = {name: getattr(self, name) for name in plain}
         told |= {"backend": self.backend, "lengths": asdict(self.lengths)}
+        told |= {"server": dict(self.server)} if self.server else {}
         return told | {"shape": self.shape.to_dict()}
 
 

@@ -5,6 +5,7 @@ import os
 import random
 import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +116,8 @@ def _trials(arguments: argparse.Namespace) -> Trials:
     key = arguments.key or os.environ.get(KEY_VARIABLE)
     flags = given(arguments, EngineConfig)
     EngineConfig.of(**flags)  # wrong flags are told before a server is started
-    plan = _plan(arguments)
+    server = {"flags": flags, "command": arguments.restart_command, "url": arguments.url}
+    plan = _plan(arguments, server | {"goodput": slo.to_dict() if slo else None})
     sweep = Sweep(
         plan=plan,
         results=Results(arguments.output_dir / plan.name),
@@ -136,7 +138,7 @@ def _trials(arguments: argparse.Namespace) -> Trials:
     return Trials(sweep=sweep, servers=servers, objective=objective, command=command)
 
 
-def _plan(arguments: argparse.Namespace) -> Plan:
+def _plan(arguments: argparse.Namespace, server: Mapping[str, Any]) -> Plan:
     defaults = _QUICK if arguments.quick else _FULL
     told = {name: getattr(arguments, name) or value for name, value in defaults.items()}
     shape: Shape = ConcurrencyShape(concurrencies=(told["concurrency"],))
@@ -156,6 +158,7 @@ def _plan(arguments: argparse.Namespace) -> Plan:
         lengths=Lengths(isl=told["isl"], std=min(10, told["isl"] - 1), osl=told["osl"]),
         requests=arguments.requests,
         warmup=_WARMUP,
+        server=server,
     )
 
 

@@ -32,6 +32,7 @@ class Trials:
     command: str
 
     async def run(self, flags: Flags, times: int = 0, label: str | None = None) -> Trial:
+        self.sweep.results.check(self.sweep.plan)
         label = (label or label_of(flags)) + (f"--again{times}" if times else "")
         folder = self.sweep.results.folder / label
         failed = folder / _FAILED

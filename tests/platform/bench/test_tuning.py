@@ -165,6 +165,11 @@ def test_servers_are_started_measured_and_ended_and_the_best_flags_are_written(t
     assert again == 0
     assert "trying" not in said_again  # all of it was measured
 
+    other, said_of_other = tune("--max-num-seqs", "4", "--knobs", "max_num_seqs")
+
+    assert other == 1
+    assert "server.flags.max_num_seqs was 2, and is 4" in said_of_other
+
 
 def _running():
     told = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout
