@@ -2,7 +2,8 @@
 
 import asyncio
 
-from tests.platform.observability.asking import get, value
+import pytest
+from tests.platform.observability.asking import get, samples, value
 from tests.platform.observability.conftest import PROMPT
 
 
@@ -28,9 +29,21 @@ async def test_one_page_tells_of_all_that_live(make_stack):
     assert value(text, "vllm:num_requests_running") == 0
     assert "cmpl-" not in text  # no request's id
 
+    for number in range(3):  # requests and wrong paths add to numbers, not to their count
+        await stack.complete([number, *PROMPT])
+        with pytest.raises(OSError, match="404"):
+            await asyncio.to_thread(get, f"{stack.url}/nowhere/{number}")
+    again = (await stack.page.text()).decode()
+    new = [dict(labels) for _, labels in _series(again) - _series(text)]
+    assert {(each["path"], each["status"]) for each in new} == {("/metrics", "200"), ("", "404")}
+
     assert value(text, "stafette_worker_alive") == 2
     await stack.kill_workers()
 
     text = (await stack.page.text()).decode()
     assert "stafette_worker_alive" not in text  # who has died is not told of
-    assert value(text, "vllm:generation_tokens_total") == 16
+    assert value(text, "vllm:generation_tokens_total") == 40
+
+
+def _series(text):
+    return {(s.name, tuple(sorted(s.labels.items()))) for s in samples(text)}
