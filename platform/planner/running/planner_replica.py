@@ -88,12 +88,7 @@ class PlannerReplica:
         self._scaler = self._make_scaler(sizes, workers)
         keeper = PinKeeper(planner.pins, frontends, time.monotonic)
         self._service = PlannerService(planner, gatherer, self._scaler, keeper, time.monotonic)
-
-        def wake() -> None:
-            if not workers.clients:
-                self._service.hurry()
-
-        frontends.on_waiting = wake
+        frontends.on_waiting = self._service.wake
         self._page = node_page(config, _NAME, _NAME)
         self._page.process.add(PlannerMetrics(self._service).collect)
         await self._page.start()

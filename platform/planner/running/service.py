@@ -51,8 +51,14 @@ class PlannerService:
         self._hurry = asyncio.Event()
 
     def hurry(self) -> None:
-        """Look now: there are requests and no worker."""
+        """Look now."""
         self._hurry.set()
+
+    def wake(self) -> None:
+        """Look now, if nobody has been asked for yet: a request has no worker."""
+        plans = self.planner.plans
+        if not plans or not any(plans[-1].replicas.values()):
+            self.hurry()
 
     async def run(self) -> None:
         """Go on until cancelled."""

@@ -222,6 +222,26 @@ async def test_a_request_without_a_worker_is_told_at_once(rig):
     assert plan.replicas["aggregated"] >= 1
 
 
+async def test_only_the_first_request_of_a_fleet_that_sleeps_hurries_the_planner(rig):
+    await rig.open_desk("frontend-1")
+    rig.sizes.now["aggregated"] = 0
+    service = rig.service(interval_s=60.0)
+    running = asyncio.create_task(service.run())
+    service.hurry()
+    await rig.await_that(lambda: len(service.planner.plans) == 1)
+
+    rig.clock.now += 1.0
+    rig.dispatchers["frontend-1"].placer.num_waiting = 1
+    service.wake()
+    await rig.await_that(lambda: len(service.planner.plans) == 2)
+    rig.clock.now += 1.0
+    service.wake()
+    await asyncio.sleep(0.3)  # in which it would have looked
+
+    assert len(service.planner.plans) == 2
+    running.cancel()
+
+
 async def test_pins_outlive_the_planner_and_the_latest_word_counts(rig):
     await rig.open_desk("frontend-1")
     first = rig.service()
