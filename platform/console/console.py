@@ -97,8 +97,13 @@ class Console:
             shown["decisions"] = self._decisions
         return shown
 
+    async def step(self) -> None:
+        """Add a moment to the history, and to the planner's."""
+        self.remember()
+        if self._planner is not None:
+            await self._planner.look(self._version, self._now())
+
     def remember(self) -> None:
-        """Add a moment to the history."""
         subject, now = self._subject, self._clock()
         status = subject.generator.status()
         sums = _Sums.of(subject.metrics, status)
@@ -131,9 +136,7 @@ class Console:
     async def _keep(self) -> None:
         while True:
             await asyncio.sleep(STEP_S)
-            self.remember()
-            if self._planner is not None:
-                await self._planner.look(self._version, self._now())
+            await self.step()
 
     def _look(self) -> None:
         generator, now = self._subject.generator, self._now()

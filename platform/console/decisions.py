@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-SHOWN = 24
+SHOWN = 12
 _MOST_REASONS = 4
 
 Decision = Mapping[str, Any]

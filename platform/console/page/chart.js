@@ -2,7 +2,7 @@
 
 import { make, setAttribute, setText } from "./dom.js";
 
-const LEFT = 46;
+const GAP = 6; // between the axis and its numbers
 const RIGHT = 10;
 const TOP = 8;
 const BOTTOM = 18;
@@ -14,6 +14,7 @@ export class LineChart {
     this.points = [];
     this.limit = null;
     this.hover = null;
+    this.left = 46;
     this.canvas = make("canvas", { role: "img", tabindex: "0" });
     this.values = series.map(() => make("b"));
     const legend = series.map((each, i) =>
@@ -116,13 +117,13 @@ export class LineChart {
   }
 
   x(at) {
-    const inner = this.size.width - LEFT - RIGHT;
-    return LEFT + inner * (1 - (this.end - at) / this.span);
+    const inner = this.size.width - this.left - RIGHT;
+    return this.left + inner * (1 - (this.end - at) / this.span);
   }
 
   timeAt(x) {
-    const inner = this.size.width - LEFT - RIGHT;
-    return this.end - this.span * (1 - (x - LEFT) / inner);
+    const inner = this.size.width - this.left - RIGHT;
+    return this.end - this.span * (1 - (x - this.left) / inner);
   }
 
   y(value) {
@@ -133,23 +134,24 @@ export class LineChart {
   drawGrid(context) {
     const { width, height } = this.size;
     this.scale = this.top;
+    const ticks = [0, 1, 2].map((i) => (this.scale * i) / 2);
+    this.left = Math.ceil(Math.max(...ticks.map((tick) => context.measureText(this.show(tick)).width))) + GAP;
     context.strokeStyle = this.color("--grid");
     context.fillStyle = this.color("--faint");
     context.lineWidth = 1;
     context.textAlign = "right";
     context.textBaseline = "middle";
-    for (let i = 0; i <= 2; i += 1) {
-      const value = (this.scale * i) / 2;
+    for (const value of ticks) {
       const y = Math.round(this.y(value)) + 0.5;
-      line(context, LEFT, y, width - RIGHT, y);
-      context.fillText(this.show(value), LEFT - 6, y);
+      line(context, this.left, y, width - RIGHT, y);
+      context.fillText(this.show(value), this.left - GAP, y);
     }
     context.textBaseline = "alphabetic";
     const minutes = this.span / 60;
     for (const share of [0, 0.5, 1]) {
       context.textAlign = ["left", "center", "right"][share * 2];
       const text = share === 1 ? "now" : `−${(minutes * (1 - share)).toFixed(0)} min`;
-      context.fillText(text, LEFT + (width - LEFT - RIGHT) * share, height - 4);
+      context.fillText(text, this.left + (width - this.left - RIGHT) * share, height - 4);
     }
   }
 
@@ -159,7 +161,7 @@ export class LineChart {
     context.save();
     context.strokeStyle = context.fillStyle = this.color("--bad");
     context.setLineDash([4, 3]);
-    line(context, LEFT, y, this.size.width - RIGHT, y);
+    line(context, this.left, y, this.size.width - RIGHT, y);
     context.textAlign = "right";
     context.textBaseline = y < TOP + 14 ? "top" : "bottom";
     context.fillText(`SLO ${this.show(this.limit)}`, this.size.width - RIGHT, y + (y < TOP + 14 ? 2 : -2));
@@ -180,7 +182,7 @@ export class LineChart {
         continue;
       }
       const [x, y] = [this.x(point.at), this.y(Math.min(value, this.scale))];
-      if (x >= LEFT) {
+      if (x >= this.left) {
         if (open && each.steps && before !== null) context.lineTo(x, before);
         if (open) context.lineTo(x, y);
         else context.moveTo(x, y);

@@ -43,8 +43,8 @@ export class Decisions {
       { title: "Went to", class: "id", show: (d) => where(d.chosen) },
       { title: "Prompt", class: "n", show: (d) => format.count(d.prompt) },
       { title: "Cached / best", class: "n wide", show: (d) => `${format.count(d.chosen.cached ?? d.predicted.cached_tokens)} / ${format.count(d.best_cached)}` },
-      { title: "TTFT foreseen", class: "n wide", show: (d) => format.ms(d.predicted.ttft_ms) },
-      { title: "came", class: "n wide", show: (d) => format.ms(d.actual.ttft_ms) },
+      { title: "TTFT, foreseen", class: "n wide", show: (d) => format.ms(d.predicted.ttft_ms) },
+      { title: "TTFT, came", class: "n wide", show: (d) => format.ms(d.actual.ttft_ms) },
       { title: "Regret", class: "n wide", show: (d) => format.ms(d.regret) },
       { title: "Why", class: "why", show: reasonOf },
     ];

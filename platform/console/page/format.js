@@ -28,6 +28,7 @@ export function promiseShare(value) {
 
 export function ms(value) {
   if (value == null) return NONE;
+  if (value === 0) return "0 ms";
   if (value >= 9_950) return `${(value / 1000).toFixed(1)} s`;
   if (value >= 1000) return `${(value / 1000).toFixed(2)} s`;
   return value < 10 ? `${value.toFixed(1)} ms` : `${value.toFixed(0)} ms`;

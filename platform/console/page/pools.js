@@ -12,7 +12,7 @@ const COLUMNS = [
   { title: "Draining", class: "n wide", show: (pool) => format.count(pool.draining) },
   { title: "Roles", show: (pool) => ROLES.filter((r) => pool.roles[r]).map((r) => `${pool.roles[r]} ${r}`).join(", ") || format.NONE },
   { title: "Running", class: "n", show: (pool) => format.count(pool.running) },
-  { title: "Waiting", class: "n", show: (pool) => format.count(pool.waiting) },
+  { title: "Waiting", class: "n wide", show: (pool) => format.count(pool.waiting) },
   { title: "KV", class: "n", show: (pool) => format.share(pool.blocks ? pool.used / pool.blocks : null) },
   { title: "Hits", class: "n wide", show: (pool) => format.share(pool.queries ? pool.hits / pool.queries : null) },
 ];

@@ -10,9 +10,10 @@ const NAMES = ["Workers", "In flight", "Running", "Waiting", "Tokens/s", "Hit ra
 export class Tiles {
   constructor(place) {
     this.tiles = NAMES.map((name) => {
-      const [value, under] = [make("b"), make("small")];
-      place.append(make("div", { class: "tile", "data-name": name }, make("span", { text: name }), value, under));
-      return { value, under, box: value.parentNode };
+      const [title, value, under] = [make("span", { text: name }), make("b"), make("small")];
+      const box = make("div", { class: "tile", "data-name": name }, title, value, under);
+      place.append(box);
+      return { title, value, under, box };
     });
   }
 
@@ -27,6 +28,7 @@ export class Tiles {
       memory(state),
       promise(state),
     ];
+    setText(this.tiles.at(-1).title, state.promise === null ? "Answered" : "SLO");
     shown.forEach(([value, under, mood = ""], i) => {
       setText(this.tiles[i].value, value);
       setText(this.tiles[i].under, under);
@@ -61,7 +63,7 @@ function speed(state) {
 
 function hits(state) {
   const queries = sumOf(state.history, "queries");
-  return [format.share(queries ? sumOf(state.history, "hits") / queries : null), "of prompt tokens, 10 min"];
+  return [format.share(queries ? sumOf(state.history, "hits") / queries : null), "of prompt tokens"];
 }
 
 function memory(state) {
@@ -78,7 +80,7 @@ function memory(state) {
 
 function promise(state) {
   const answered = sumOf(state.history, "answered");
-  if (state.promise === null) return [format.count(answered), "answered; no SLO is set"];
+  if (state.promise === null) return [format.count(answered), "in 10 min; no SLO is set"];
   const share = answered ? sumOf(state.history, "kept") / answered : null;
   const mood = share === null ? "" : share >= state.promise.share ? "good" : "bad";
   return [format.promiseShare(share), `of ${format.count(answered)} kept, 10 min`, mood];
