@@ -85,7 +85,7 @@ async def ask(
     if head.status != 200:
         heard.error = f"HTTP {head.status}: {refusal(b''.join(whole))}"
     elif head.content_type == "text/event-stream":
-        _read_events(heard, events)
+        read_events(heard, events)
     else:
         _read_whole(heard, b"".join(whole))
     return heard
@@ -104,7 +104,7 @@ def refusal(body: bytes) -> str:
     return text[:_ERROR_CHARS] or "no reason given"
 
 
-def _read_events(heard: Heard, events: list[tuple[bytes, float]]) -> None:
+def read_events(heard: Heard, events: list[tuple[bytes, float]]) -> None:
     """Read what came only now: nothing is parsed while others are measured."""
     texts, done = [], False
     for data, at in events:

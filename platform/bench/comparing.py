@@ -10,9 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from stafette.platform.bench.driving import in_order
 from stafette.platform.bench.measured import Measured
-from stafette.platform.bench.record import Record
+from stafette.platform.bench.record import Record, in_order
 from stafette.platform.bench.summary import span_s
 from stafette.platform.frontend.errors import InvalidSetting
 

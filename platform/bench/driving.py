@@ -3,7 +3,7 @@
 import asyncio
 import itertools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from stafette.platform.bench.asking import Heard, Manner, Message, ask
@@ -106,7 +106,3 @@ async def _answers(client: Client) -> bool:
     except (OSError, TimeoutError):
         return False
     return True
-
-
-def in_order(records: Sequence[Record]) -> list[Record]:
-    return sorted(records, key=lambda record: record.began_s)

@@ -11,7 +11,7 @@ begins with, nor the usage behind its end.
     itl       ITL                    inter_chunk_latency       from each event to the next
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -68,3 +68,8 @@ class Record:
         known = {each.name for each in fields(cls)}
         values = {name: value for name, value in told.items() if name in known}
         return cls(**values | {"chunks_s": tuple(told.get("chunks_s", ()))})
+
+
+def in_order(records: Sequence[Record]) -> list[Record]:
+    """Return records as their requests began; they come as they end."""
+    return sorted(records, key=lambda record: record.began_s)

@@ -3,7 +3,7 @@
 import pytest
 from tests.platform.bench.played import chunk
 
-from stafette.platform.bench.asking import Heard, Manner, _read_events, ask
+from stafette.platform.bench.asking import Heard, Manner, ask, read_events
 from stafette.platform.bench.client import Client, ClientConfig
 from stafette.platform.bench.record import Record
 
@@ -56,7 +56,7 @@ def test_neither_role_nor_usage_nor_end_is_a_token():
     events = [(piece[6:].strip(), float(at)) for at, piece in enumerate(pieces, start=1)]
     heard = Heard(began=0.0)
 
-    _read_events(heard, [*events, (b"[DONE]", 5.0)])
+    read_events(heard, [*events, (b"[DONE]", 5.0)])
 
     assert heard.chunks_s == [2.0, 3.0]
     assert (heard.prompt_tokens, heard.output_tokens, heard.text) == (7, 2, "ab")
@@ -69,7 +69,7 @@ def test_reasoning_and_calls_of_tools_are_part_of_an_answer():
     events = [(chunk(None, choices=[each])[6:], at) for at, each in ((1.0, delta), (2.0, call))]
     heard = Heard(began=0.0)
 
-    _read_events(heard, [*events, (b"[DONE]", 3.0)])
+    read_events(heard, [*events, (b"[DONE]", 3.0)])
 
     assert heard.chunks_s == [1.0, 2.0]
     assert heard.output_tokens == 2  # no usage: an event is a token
