@@ -15,6 +15,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("kvtransfer", "platform", "router", "workers")
 FILES = ("MANIFEST.in", "README.md", "constraints.txt", "pyproject.toml", "setup.py")
+SHIPPED = ("*.py", "py.typed", "*.html", "*.css", "*.js", "*.svg")
 SMALL = ["--max-model-len", "256", "--num-kv-blocks", "32", "--max-num-seqs", "2"]
 
 
@@ -74,7 +75,7 @@ def sources_of(package, *patterns):
 def test_a_wheel_made_of_the_source_archive_holds_every_module(wheel, package):
     names = set(zipfile.ZipFile(wheel).namelist())
 
-    assert sources_of(package, "*.py", "py.typed") <= names
+    assert sources_of(package, *SHIPPED) <= names
 
 
 def test_a_wheel_holds_nothing_but_the_package(wheel):

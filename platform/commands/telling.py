@@ -16,3 +16,4 @@ def invite(url: str, model: str, has_keys: bool) -> None:
         f"  curl {url}/v1/chat/completions {key}-H 'Content-Type: application/json' \\", flush=True
     )
     print(f"    -d '{body}'", flush=True)
+    tell(f"console at {url}/console")

@@ -85,6 +85,13 @@ function where({ prefill, decode }) {
   return prefill ? `${prefill} → ${decode}` : decode;
 }
 
+// What the target that computes the prompt holds of its beginning.
+function overlapOf(option) {
+  const tiers = Object.entries((option.prefill ? option.prefill_overlap : option.decode_overlap) ?? {});
+  const told = tiers.map(([tier, blocks]) => `${format.count(blocks)} ${tier}`).join(" + ");
+  return told ? `${told} blocks` : "no blocks";
+}
+
 // The cheapest options as bars: each part of one is a term of its cost.
 function optionsOf(decision) {
   const shown = decision.options.slice(0, MOST_OPTIONS);
@@ -92,7 +99,7 @@ function optionsOf(decision) {
   const rows = shown.map((option) => {
     const isChosen = option.decode === decision.chosen.decode && option.prefill === decision.chosen.prefill;
     const label = make("span", { class: isChosen ? "name chosen" : "name", text: where(option) });
-    const cost = make("span", { class: "cost", text: `${format.ms(option.cost)}, ${format.count(option.cached_tokens)} cached` });
+    const cost = make("span", { class: "cost", text: `${format.ms(option.cost)}, holds ${overlapOf(option)}` });
     return make("li", {}, label, bar(option.terms, most), cost);
   });
   const used = TERMS.filter((term) => shown.some((option) => option.terms[term] > 0.005));
