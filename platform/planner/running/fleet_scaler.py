@@ -73,6 +73,7 @@ class FleetScaler(Scaler):
         self._farewells = {pool: Farewells() for pool in drain_s}
         self._under_way: dict[str, asyncio.Task[None]] = {}  # by subject: a pool or a worker
         self._effects: list[Effect] = []
+        self._told_last: dict[str, Effect] = {}  # by subject
 
     def apply(self, plan: Plan) -> None:
         if plan.held is not None:
@@ -141,6 +142,9 @@ class FleetScaler(Scaler):
         return True
 
     def _note(self, effect: Effect) -> None:
+        if effect.state == "failed" and self._told_last.get(effect.subject) == effect:
+            return  # each plan tries again: that it fails as before is no news
+        self._told_last[effect.subject] = effect
         level = logging.WARNING if effect.state == "failed" else logging.INFO
         words = (effect.subject, effect.wish, effect.state, effect.reason)
         _log.log(level, "%s: %s: %s %s", *words)

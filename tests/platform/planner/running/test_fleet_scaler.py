@@ -190,13 +190,19 @@ async def test_a_held_plan_changes_nothing(make):
 
 
 @pytest.mark.parametrize("failure", [Unseen("the controller is away"), ValueError("not allowed")])
-async def test_a_size_that_cannot_be_changed_is_told_with_its_reason(make, failure):
+async def test_a_size_that_cannot_be_changed_is_told_once_with_its_reason(make, failure):
     sizes = FakeSizes(failure, prefill=1, decode=1)
+    scaler, plan = make(sizes, FakeLinks()), Plan(at=0.0, replicas={"prefill": 2})
 
-    effects = await carried_out(make(sizes, FakeLinks()), Plan(at=0.0, replicas={"prefill": 2}))
+    effects = await carried_out(scaler, plan)
+    again = await carried_out(scaler, plan)
+    sizes.failure = None
+    at_last = await carried_out(scaler, plan)
 
     (effect,) = effects.values()
     assert (effect.state, effect.reason) == ("failed", str(failure))
+    assert again == {}
+    assert at_last["prefill", "2 replicas"].state == "asked"
 
 
 async def test_a_pool_that_is_being_changed_is_not_changed_twice_at_a_time(make):
