@@ -1,8 +1,9 @@
 """Prefilling that workers do who are there to decode: short prompts, and what no hand-over brings.
 
 It takes time from the answers beside it, so that it counts where decode workers are sized. Routers
-let idle workers compute whole prompts; who is sized for a full load does not count on that, hence
-only what is done beside a good number of answers is looked at.
+let whoever is idle compute whole prompts, and everybody when prompts pile up; prefill workers are
+sized for these already. Hence only what is done beside a good number of answers, while nothing is
+piled up, is looked at.
 """
 
 from collections import deque
@@ -39,9 +40,11 @@ class LocalWork:
         model: EngineModel,
         shape: Shape,
         busy_from: float,
+        piled_up: bool = False,
     ) -> float:
         """Return what each request costs workers that decode at least `busy_from` sequences."""
-        steps = [s for w in workers if self._decodes(w) for s in w.steps if s.usable]
+        serving = [] if piled_up else [w for w in workers if self._decodes(w)]
+        steps = [s for w in serving for s in w.steps if s.usable]
         busy = [s for s in steps if s.decode_sequences >= busy_from]
         self._roles = {worker.name: worker.role for worker in workers}
         self._note(

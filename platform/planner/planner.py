@@ -17,10 +17,10 @@ from stafette.platform.planner.budget import Budget, may_be_late
 from stafette.platform.planner.checks import Checks
 from stafette.platform.planner.config import PlannerConfig
 from stafette.platform.planner.explaining import explain
-from stafette.platform.planner.live import LiveSeen
+from stafette.platform.planner.live import Live, LiveSeen
 from stafette.platform.planner.local_work import LocalWork
 from stafette.platform.planner.measured import Measured
-from stafette.platform.planner.observation import Observation
+from stafette.platform.planner.observation import Observation, WorkerState
 from stafette.platform.planner.pins import Pins
 from stafette.platform.planner.plan import Explanation, Plan, RoleFlip
 from stafette.platform.planner.pool_spec import PoolSpec
@@ -33,7 +33,7 @@ from stafette.platform.planner.startups import Startups
 from stafette.platform.planner.traffic import Traffic
 from stafette.platform.planner.velocity import most_decoding
 
-_BUSY = 0.5  # of the sequences a worker decodes at most, from which it has no time to spare
+_BUSY = 0.5  # of what a worker decodes at most, or of the time to the first token, is queued
 _ASSUMED = Shape.of(prompt=2_000, output=250)
 
 
@@ -111,21 +111,32 @@ class Planner:
         self._measured.see(seen.at, seen.finished)
         self._budget.see(seen.at, seen.finished)
         self._startups.see(seen.at, seen.pools)
-        shape, decode = self._shape.shape(), self.beliefs.decode
-        busy_from = _BUSY * most_decoding(decode, shape, self.config.slo)
+        live = self._live.see(seen.at, serving)
         return Situation(
             at=seen.at,
             observation=seen,
             workers=tuple(serving),
             rates=self.traffic.rates(),
-            shape=shape,
-            live=self._live.see(seen.at, serving),
+            shape=self._shape.shape(),
+            live=live,
             kept=self._measured.kept(),
-            local_ms=self._local.see(seen.at, serving, decode, shape, busy_from),
+            local_ms=self._local_ms(seen, serving, live),
             may_be_late=self._budget.at_once,
             idle_s=seen.at - self.traffic.idle_since
             if self.traffic.idle_since is not None
             else 0.0,
+        )
+
+    def _local_ms(self, seen: Observation, serving: list[WorkerState], live: Live) -> float:
+        slo, decode, shape = self.config.slo, self.beliefs.decode, self._shape.shape()
+        queued_ms = live.queued_tokens * decode.performance.prefill_ms_per_token
+        return self._local.see(
+            seen.at,
+            serving,
+            decode,
+            shape,
+            busy_from=_BUSY * most_decoding(decode, shape, slo),
+            piled_up=seen.waiting > 0 or queued_ms > _BUSY * slo.ttft_ms * max(1, len(serving)),
         )
 
     def _flips(self, now: Situation, going: set[str]) -> list[RoleFlip]:

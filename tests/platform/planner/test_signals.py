@@ -147,6 +147,16 @@ def test_prefilling_beside_many_answers_is_counted_for_each_request():
     assert found == pytest.approx(40 * 100 * 0.2 / (40 * 5 / 10))
 
 
+def test_prefilling_by_everybody_while_prompts_pile_up_is_not_counted_on():
+    local = LocalWork()
+    step = StepReport(wall_ms=400.0, prefill_tokens=2_000, decode_sequences=8)
+    local.see(1.0, decodes(step), MODEL, SHAPE, 4.0)
+
+    found = local.see(2.0, decodes(*[step] * 400), MODEL, SHAPE, 4.0, piled_up=True)
+
+    assert found == pytest.approx(128 * 0.2)
+
+
 def test_prefilling_of_workers_with_time_to_spare_is_not_counted_on():
     local = LocalWork()
     step = StepReport(wall_ms=400.0, prefill_tokens=2_000, decode_sequences=1)
