@@ -112,8 +112,8 @@ _TRAFFIC = Row(
 _TENANTS = Row(
     "API keys",
     (
-        by("Requests", "stafette_tenant_total", "tenant", "reqps", 'what="requests"'),
-        by("Tokens made", "stafette_tenant_total", "tenant", labels='what="generation_tokens"'),
+        by("Requests", "stafette_tenant_requests_total", "tenant", "reqps"),
+        by("Tokens made", "stafette_tenant_tokens_total", "tenant", labels='kind="generation"'),
     ),
 )
 _ENGINES = Row(

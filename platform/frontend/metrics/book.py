@@ -46,7 +46,8 @@ class Metrics:
         self.rejected: Counter[str] = Counter()  # by the error's code
         self.disconnects = 0
         self.recent = Recent()
-        self.tenants: Counter[tuple[str, str]] = Counter()  # by API key's name and what
+        self.tenant_requests: Counter[str] = Counter()  # by API key's name
+        self.tenant_tokens: Counter[tuple[str, str]] = Counter()  # by that and kind
         self._tenant_names = Bounded(_MAX_TENANTS)
 
     def tenant(self, name: str) -> str:
@@ -97,9 +98,9 @@ class Meter:
         metrics.request_prompt_tokens.observe(self._prompt_tokens)
         metrics.request_generation_tokens.observe(self.tokens)
         tenant = metrics.tenant(self._tenant)
-        metrics.tenants[tenant, "requests"] += 1
-        metrics.tenants[tenant, "prompt_tokens"] += self._prompt_tokens
-        metrics.tenants[tenant, "generation_tokens"] += self.tokens
+        metrics.tenant_requests[tenant] += 1
+        metrics.tenant_tokens[tenant, "prompt"] += self._prompt_tokens
+        metrics.tenant_tokens[tenant, "generation"] += self.tokens
         per_token: float | None = None
         if self.tokens > 1:
             per_token = (self._last - self._first) / (self.tokens - 1)

@@ -54,5 +54,7 @@ class FrontendMetrics:
         yield gauge("stafette_requests_in_flight", "Requests let in.", self._in_flight())
         about = "Clients that left early."
         yield counter("stafette_client_disconnects", about, metrics.disconnects)
-        about = "Requests answered and their tokens, by API key's name; -: without keys."
-        yield counter("stafette_tenant", about, metrics.tenants, "tenant", "what")
+        about = "Requests answered, by API key's name; -: without keys."
+        yield counter("stafette_tenant_requests", about, metrics.tenant_requests, "tenant")
+        about = "Their tokens, of prompts and of answers."
+        yield counter("stafette_tenant_tokens", about, metrics.tenant_tokens, "tenant", "kind")

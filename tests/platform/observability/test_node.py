@@ -7,6 +7,7 @@ from tempfile import TemporaryDirectory
 import pytest
 from tests.platform.observability.asking import get, samples, value
 
+from stafette.platform.config import load
 from stafette.platform.frontend.errors import InvalidSetting
 from stafette.platform.observability import members
 from stafette.platform.observability.config import MetricsConfig
@@ -169,3 +170,18 @@ def test_values_of_a_label_beyond_the_limit_are_one():
     bounded = Bounded(2)
 
     assert [bounded.of(name) for name in "abcab"] == ["a", "b", "other", "a", "b"]
+
+
+@pytest.mark.parametrize("wrong", ["port=0", "port=70000", "ask_timeout_s=0", "max_processes=0"])
+def test_a_wrong_setting_is_named_with_its_bounds(wrong):
+    with pytest.raises(InvalidSetting, match=rf"metrics\.{wrong.partition('=')[0]} = .*must be"):
+        load(None, [f"metrics.{wrong}"], {})
+
+
+def test_every_process_of_a_fleet_is_told_of_the_port_and_of_the_models_name():
+    config = load(None, ["metrics.port=9464", "frontend.served_model_name=[tiny]"], {}).config
+
+    parts = [config.for_frontends(), config.for_workers("decode"), config.for_planner()]
+
+    assert {part.metrics.port for part in parts} == {9464}
+    assert config.for_workers("decode").served_name == "tiny"

@@ -17,7 +17,7 @@ async def test_one_page_tells_of_all_that_live(make_stack):
     text = await asyncio.to_thread(get, f"{stack.url}/metrics")
 
     assert value(text, "vllm:prompt_tokens_total") == 2 * len(PROMPT)
-    assert value(text, "stafette_tenant_total", tenant="alice", what="generation_tokens") == 16
+    assert value(text, "stafette_tenant_tokens_total", tenant="alice", kind="generation") == 16
     assert value(text, "stafette_dispatch_total", what="handed_over") == 2
     assert value(text, "stafette_handover_tokens_total", process="d0", way="pulled") >= 300
     assert value(text, "stafette_transfer_bytes_total", process="d0", transport="mock") > 0
