@@ -1,7 +1,7 @@
 """Carries plans out. The planner itself only decides."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -28,6 +28,10 @@ class Scaler(ABC):
     @abstractmethod
     def effects(self) -> Sequence[Effect]:
         """Return what became of the wishes since the last call."""
+
+    def leaving(self) -> Collection[str]:
+        """Return the workers that are still there, but told to go."""
+        return ()
 
 
 class DryRun(Scaler):

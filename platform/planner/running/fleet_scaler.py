@@ -7,7 +7,7 @@ newest, and is what the lower number cancels.
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -87,6 +87,9 @@ class FleetScaler(Scaler):
     def effects(self) -> Sequence[Effect]:
         told, self._effects = self._effects, []
         return told
+
+    def leaving(self) -> Collection[str]:
+        return {name for each in self._farewells.values() for name in each.until}
 
     async def close(self) -> None:
         tasks = list(self._under_way.values())

@@ -51,7 +51,10 @@ class Gatherer:
         sizes: Sizes,
         pools: Collection[str],
         clock: Callable[[], float],
+        leaving: Callable[[], Collection[str]] = tuple,
     ) -> None:
+        """`leaving` tells who was asked to go by whoever carries plans out."""
+        self._leaving = leaving
         self._frontends = frontends
         self._sizes = sizes
         self._pools = pools
@@ -71,7 +74,7 @@ class Gatherer:
         assert isinstance(targets, Mapping)
         now, window = self._clock(), self._merged.window()
         since, self._looked = self._looked, now
-        workers = self._seen.states(now)
+        workers, leaving = self._seen.states(now), self._leaving()
         return Observation(
             at=now,
             window_s=now - since,
@@ -80,7 +83,10 @@ class Gatherer:
             finished=window.finished,
             waiting=self._merged.waiting,
             workers=workers,
-            pools={name: pool_state(targets[name], name, workers) for name in self._pools},
+            pools={
+                name: pool_state(targets[name], [w for w in workers if w.pool == name], leaving)
+                for name in self._pools
+            },
         )
 
     def rooms(self) -> Mapping[str, Room]:
@@ -171,12 +177,11 @@ def pool_of(worker: str) -> str:
     return worker.partition("-")[0]
 
 
-def pool_state(asked: int, pool: str, workers: Sequence[WorkerState]) -> PoolState:
-    """Whoever leaves is not there any more, and nobody is started for it that would be missed."""
-    own = [worker.draining for worker in workers if worker.pool == pool]
-    leaving = sum(own)
-    ready = len(own) - leaving
-    target = max(ready, asked - leaving) if asked else 0
+def pool_state(asked: int, workers: Sequence[WorkerState], leaving: Collection[str]) -> PoolState:
+    """Return a pool's numbers: nobody is to come for those who were asked to leave."""
+    ready = sum(not worker.draining for worker in workers)
+    going = sum(worker.name in leaving for worker in workers)
+    target = max(asked - going, 0)
     return PoolState(target=target, ready=ready, starting=max(0, target - ready))
 
 

@@ -84,8 +84,9 @@ class PlannerReplica:
             discovery.start(membership, None)
         planner = Planner(config.planner, self._specs)
         sizes = ServeSizes(application, self._deployments)
-        gatherer = Gatherer(frontends, workers, sizes, list(self._specs), time.monotonic)
         self._scaler = self._make_scaler(sizes, workers)
+        pools, leaving = list(self._specs), self._scaler.leaving
+        gatherer = Gatherer(frontends, workers, sizes, pools, time.monotonic, leaving)
         keeper = PinKeeper(planner.pins, frontends, time.monotonic)
         self._service = PlannerService(planner, gatherer, self._scaler, keeper, time.monotonic)
         frontends.on_waiting = self._service.wake

@@ -9,10 +9,11 @@ import pytest
 from stafette.kvtransfer.agent_config import AgentConfig
 from stafette.platform.frontend.errors import InvalidSetting
 from stafette.platform.planner.config import PlannerConfig, PoolLimits
+from stafette.platform.planner.observation import WorkerState
 from stafette.platform.planner.planner import Planner
 from stafette.platform.planner.pool_spec import PoolSpec
 from stafette.platform.planner.running.frontends import FrontendLinks
-from stafette.platform.planner.running.gathering import Gatherer, Unseen
+from stafette.platform.planner.running.gathering import Gatherer, Unseen, pool_state
 from stafette.platform.planner.running.pin_keeping import PinKeeper
 from stafette.platform.planner.running.service import PlannerService
 from stafette.platform.planner.scaler import DryRun
@@ -294,3 +295,24 @@ async def test_plans_that_say_the_same_are_told_once(rig):
     assert (newest["replicas"], newest["plans"]) == ({"aggregated": 2}, 1)
     assert sum(plan["plans"] for plan in older) == 5
     assert len(service.overview(last=1)["plans"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("asked", "workers", "leaving", "numbers"),
+    [
+        (3, "aaa", (), (3, 3, 0)),
+        (3, "aa", (), (3, 2, 1)),
+        (3, "aad", {"decode-2"}, (2, 2, 0)),  # by the planner: nobody comes for it
+        (3, "aad", (), (3, 2, 1)),  # by Serve: another one comes
+        (1, "aad", {"decode-2"}, (0, 2, 0)),
+    ],
+)
+def test_a_pool_is_counted_without_those_who_were_asked_to_leave(asked, workers, leaving, numbers):
+    states = [
+        WorkerState(name=f"decode-{i}", pool="decode", role="decode", draining=each == "d")
+        for i, each in enumerate(workers)
+    ]
+
+    state = pool_state(asked, states, leaving)
+
+    assert (state.target, state.ready, state.starting) == numbers
