@@ -19,21 +19,24 @@ _OF_LOAD = (
 def overview(fleet: WorkerFleet) -> list[dict[str, Any]]:
     """Return the connected workers by name; what a worker has not said yet is left out."""
     now = time.monotonic()
-    index = fleet.router.index
-    return [
-        {**_worker(client, now), "cached_blocks": index.held(name)}
-        for name, client in sorted(fleet.clients.items())
-    ]
+    clients, index = fleet.clients, fleet.router.index
+    return [_worker(clients[name], now, index.held(name)) for name in sorted(clients)]
 
 
-def _worker(client: WorkerClient, now: float) -> dict[str, Any]:
+def _worker(client: WorkerClient, now: float, cached_blocks: int) -> dict[str, Any]:
     shown: dict[str, Any] = {
         "name": client.name,
         "epoch": client.epoch,
         "address": client.address,
+        "cached_blocks": cached_blocks,
     }
-    for names, said in ((_OF_DESCRIPTION, client.description), (_OF_LOAD, client.load)):
-        shown.update((name, said[name]) for name in names if name in said)
-    if client.load:
+    description, load = client.description, client.load
+    for name in _OF_DESCRIPTION:  # plain loops: there may be a thousand workers, every second
+        if name in description:
+            shown[name] = description[name]
+    for name in _OF_LOAD:
+        if name in load:
+            shown[name] = load[name]
+    if load:
         shown["heard_s"] = round(now - client.load_at, 3)
     return shown

@@ -71,7 +71,7 @@ export class Charts {
       new LineChart(place, {
         title: "KV between workers",
         show: (value) => `${format.bytes(value)}/s`,
-        least: 1024,
+        least: 1000,
         series: [{ name: "moved", color: 4, value: moved }],
       }),
     ];

@@ -3,14 +3,15 @@
 import { ask } from "./connection.js";
 import { byId, make, setText, Table } from "./dom.js";
 import * as format from "./format.js";
-import { reasonOf } from "./reasons.js";
+import { costFormat, reasonOf } from "./reasons.js";
 
-const TERMS = ["queue", "load", "pull", "prefill", "crowd", "stall", "decode", "room"];
+const TERMS = ["queue", "load", "pull", "prefill", "transfer", "crowd", "stall", "decode", "room"];
 const MOST_OPTIONS = 8;
 
 export class Decisions {
   constructor() {
     this.place = byId("decisions");
+    this.note = byId("decisions-note");
     this.table = null;
     this.now = 0;
     this.openId = null;
@@ -21,6 +22,9 @@ export class Decisions {
 
   update(state) {
     this.now = state.now;
+    setText(this.note, this.openId === null ? "its last decisions, and why" : "held while one is open");
+    // On a busy fleet the one that somebody reads would be gone in a second.
+    if (this.openId !== null) return;
     if (state.decisions.length === 0) {
       if (this.table || !this.place.firstChild) {
         this.table = null;
@@ -29,11 +33,9 @@ export class Decisions {
       return;
     }
     this.table ??= new Table(this.place, this.columns());
-    this.opened.remove();
     this.table.show(state.decisions, (decision) => decision.id);
     const living = new Set(state.decisions.map((decision) => decision.id));
     for (const id of this.buttons.keys()) if (!living.has(id)) this.buttons.delete(id);
-    this.table.rows.get(this.openId)?.after(this.opened);
   }
 
   columns() {
@@ -53,7 +55,7 @@ export class Decisions {
   button(decision) {
     let button = this.buttons.get(decision.id);
     if (!button) {
-      button = make("button", { type: "button", class: "link", "data-id": decision.id, "aria-expanded": "false", text: decision.id });
+      button = make("button", { type: "button", class: "link", "data-id": decision.id, "aria-expanded": "false", title: decision.id, text: decision.id });
       this.buttons.set(decision.id, button);
     }
     return button;
@@ -99,10 +101,11 @@ function optionsOf(decision) {
   const rows = shown.map((option) => {
     const isChosen = option.decode === decision.chosen.decode && option.prefill === decision.chosen.prefill;
     const label = make("span", { class: isChosen ? "name chosen" : "name", text: where(option) });
-    const cost = make("span", { class: "cost", text: `${format.ms(option.cost)}, holds ${overlapOf(option)}` });
+    const cost = make("span", { class: "cost", text: `${costFormat(decision.policy)(option.cost)}, holds ${overlapOf(option)}` });
     return make("li", {}, label, bar(option.terms, most), cost);
   });
-  const used = TERMS.filter((term) => shown.some((option) => option.terms[term] > 0.005));
+  const known = new Set([...TERMS, ...shown.flatMap((option) => Object.keys(option.terms))]);
+  const used = [...known].filter((term) => shown.some((option) => option.terms[term] > 0.005));
   const keys = used.map((term) => make("span", { class: `term t-${term}`, text: term }));
   const rest = decision.num_candidates - shown.length;
   const note = rest > 0 ? `and ${format.count(rest)} more` : "";
@@ -112,7 +115,7 @@ function optionsOf(decision) {
 function bar(terms, most) {
   const parts = Object.entries(terms).filter(([, value]) => value > 0);
   return make("span", { class: "bars", "aria-hidden": "true" }, ...parts.map(([term, value]) => {
-    const part = make("i", { class: `t-${term}`, title: `${term} ${format.ms(value)}` });
+    const part = make("i", { class: `t-${term}`, title: `${term} ${format.rate(value)}` });
     part.style.width = `${(100 * value) / most}%`;
     return part;
   }));

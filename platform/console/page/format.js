@@ -13,7 +13,7 @@ export function count(value) {
 
 export function rate(value) {
   if (value == null) return NONE;
-  return value > 0 && value < 10 ? value.toFixed(1) : count(value);
+  return value > 0 && value < 10 && !Number.isInteger(value) ? value.toFixed(1) : count(value);
 }
 
 export function share(value, digits = 0) {
@@ -36,7 +36,7 @@ export function ms(value) {
 
 export function bytes(value) {
   if (value == null) return NONE;
-  return `${scaled(value, 1024, ["B", "KiB", "MiB", "GiB", "TiB"], " ")}`;
+  return `${scaled(value, 1000, ["B", "kB", "MB", "GB", "TB"], " ")}`;
 }
 
 export function age(seconds) {

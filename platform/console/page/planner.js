@@ -86,7 +86,7 @@ function inWords(plan, now) {
   for (const broken of plan.violations ?? []) {
     parts.push(`${broken.target.toUpperCase()} will be ${broken.expected_ms === null ? "without bound" : format.ms(broken.expected_ms)}, not ${format.ms(broken.limit_ms)}: ${broken.remedy}`);
   }
-  parts.push(...(plan.explanation?.notes ?? []));
+  parts.push(...needs(plan.explanation ?? {}), ...(plan.explanation?.notes ?? []));
   return {
     key: `${plan.since}`,
     ago: format.age(now - plan.since),
@@ -94,6 +94,17 @@ function inWords(plan, now) {
     decidedBy: plan.explanation?.decided_by || format.NONE,
     why: parts.join("; "),
   };
+}
+
+// What was seen and foreseen, and how many workers that takes.
+function needs({ observed = {}, predicted = {}, needed = {} }) {
+  const parts = [];
+  if (observed.rate != null && predicted.rate_upper != null) {
+    parts.push(`${format.rate(observed.rate)} requests/s seen, room wanted for ${format.rate(predicted.rate_upper)}`);
+  }
+  const roles = Object.entries(needed).filter(([, n]) => n > 0);
+  if (roles.length) parts.push(`needs ${roles.map(([role, n]) => `${n} ${role}`).join(", ")}`);
+  return parts;
 }
 
 function pinsOf(pools) {

@@ -6,6 +6,7 @@ const WORDS = {
   queue: "a shorter queue",
   load: "less to bring from lower tiers",
   pull: "less to pull from others",
+  transfer: "a shorter way for the KV",
   prefill: "less of the prompt to compute",
   crowd: "fewer that will wait behind it",
   stall: "fewer answers held up",
@@ -13,26 +14,28 @@ const WORDS = {
   room: "more free blocks",
 };
 
+// Other policies than kv have costs of their own, which are no times.
+export const costFormat = (policy) => (policy === "kv" ? format.ms : format.rate);
+
 export function reasonOf(decision) {
   const parts = [mainReason(decision), extra(decision), leftOut(decision)];
   return parts.filter(Boolean).join("; ");
 }
 
-function mainReason({ chosen, other, margin, candidates }) {
+function mainReason({ chosen, other, margin, candidates, policy }) {
+  const cost = costFormat(policy);
   if (!other || !chosen.terms) return candidates > 1 ? "the best of those that could take it" : "the only one that could take it";
-  if (margin < 0) return `not the cheapest: another cost ${format.ms(-margin)} less`;
+  if (margin < -0.05) return `not the cheapest: another cost ${cost(-margin)} less`;
   if (margin < 0.05) return "as good as the next one: the policy drew between equals";
   const [name, saved] = Object.entries(other.terms)
     .map(([term, cost]) => [term, cost - (chosen.terms[term] ?? 0)])
     .reduce((best, each) => (each[1] > best[1] ? each : best));
-  return `cheaper by ${format.ms(margin)}: ${WORDS[name] ?? name} saves ${format.ms(saved)}`;
+  return `cheaper by ${cost(margin)}: ${WORDS[name] ?? name} saves ${cost(saved)}`;
 }
 
 function extra({ chosen }) {
-  const parts = [];
-  if (chosen.prefill) parts.push(`${chosen.prefill} computes the prompt`);
-  if (chosen.source) parts.push(`pulls ${chosen.source.blocks} blocks from ${chosen.source.target}`);
-  return parts.join(", ");
+  const { source } = chosen;
+  return source ? `pulls ${format.count(source.blocks)} blocks from ${source.target}` : "";
 }
 
 function leftOut({ left_out: reasons }) {
