@@ -2,8 +2,8 @@
 
     python benchmarks/serving/tracing.py
 
-The collector is a process of its own that takes spans by OTLP over HTTP and forgets them. CPU is all
-of this process', the thread that sends among it; the lowest of some rounds. Needs the extra `otel`.
+The collector is a process of its own that takes spans by OTLP over HTTP and forgets them. CPU is
+all of this process', the thread that sends among it; the lowest of some rounds, in turns.
 """
 
 import asyncio
