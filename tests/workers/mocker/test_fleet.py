@@ -247,3 +247,26 @@ async def test_it_says_of_itself_what_a_real_worker_says(rig):
             assert await refused(client.ask(operation, [], 5.0)) != "operation"
     finally:
         await real.close()
+
+
+async def test_a_frontend_notes_each_answer_over_all_its_workers(rig):
+    await rig.start("b0")
+    await rig.start("b1")
+
+    def kill_at(count):
+        if 10 <= count < 20 and not rig.dispatcher.counters.moved:
+            worker = rig.dispatcher.placement("first")["chosen"]["decode"]
+            if rig.processes[worker].returncode is None:
+                rig.processes[worker].kill()
+
+    first = await rig.answer("first", max_tokens=20, on_tokens=kill_at)
+    await rig.answer("second", max_tokens=1)
+
+    assert rig.dispatcher.counters.moved == 1
+    (arrivals, *counts), started, finished = rig.dispatcher.traffic.news([0, 0, 0])
+    assert (arrivals, counts, len(first)) == (2, [2, 2], 20)
+    assert [row[0] for row in started] == [len(PROMPT)] * 2
+    (_, tokens, ttft_ms, itl_ms, wait_ms), (_, one, _, no_itl, _) = finished
+    assert (tokens, one, no_itl) == (20, 1, None)
+    assert ttft_ms >= wait_ms >= 0
+    assert itl_ms > 0
