@@ -21,7 +21,8 @@ class Beliefs:
         self._config = config
         self._pools = pools
         self._classes = {name: spec.worker_class or name for name, spec in pools.items()}
-        self._priors = {self._classes[name]: spec.model for name, spec in pools.items()}
+        self._speakers = _speakers(pools, self._classes)
+        self._priors = {each: pools[name].model for each, name in self._speakers.items()}
         self._learners = {c: Learner(m.performance) for c, m in self._priors.items()}
         self._first_errors: dict[str, list[float]] = {c: [] for c in self._priors}
 
@@ -45,8 +46,9 @@ class Beliefs:
     def know(self, pool: str, kv_tokens: int, max_num_seqs: int) -> None:
         """Take what a pool's workers say that they hold."""
         name = self._classes[pool]
-        told = replace(self._priors[name], kv_tokens=kv_tokens, max_num_seqs=max_num_seqs)
-        self._priors[name] = told
+        if self._speakers[name] == pool:
+            told = replace(self._priors[name], kv_tokens=kv_tokens, max_num_seqs=max_num_seqs)
+            self._priors[name] = told
 
     def learn(self, workers: Iterable[WorkerState]) -> None:
         for worker in workers:
@@ -101,6 +103,12 @@ class Beliefs:
             fitting or self._pools, key=lambda n: (self._pools[n].limits.cost_per_hour, n)
         )
         return self.model(self._classes[names[0]])
+
+
+def _speakers(pools: Mapping[str, PoolSpec], classes: Mapping[str, str]) -> dict[str, str]:
+    """Return for each class the pool whose room counts: one that decodes, where there is one."""
+    decoding_last = sorted(pools, key=lambda name: pools[name].role != "prefill")
+    return {classes[name]: name for name in decoding_last}
 
 
 def _expected_ms(performance: Performance, step: StepReport) -> float:

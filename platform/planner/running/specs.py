@@ -68,12 +68,22 @@ def _check_promise(slo: SloConfig, pool: str, speed: Profile) -> None:
 
 
 def _speed(config: Config, pool: str) -> Profile:
-    own = config.pools[pool]
-    if own.profile is None:
+    own, alike = config.pools[pool], _alike(config, pool)
+    profile = next(filter(None, (config.pools[name].profile for name in alike)), None)
+    if profile is None:
         return own.mock or Profile()
-    path = Path(own.profile)
+    path = Path(profile)
     check_profile_model(path, subject_of(path), config.model)
     return load_profile(path)
+
+
+def _alike(config: Config, pool: str) -> list[str]:
+    """Return the pools of a pool's class, which are equally fast, itself first."""
+    own = config.pools[pool].worker_class
+    return [
+        pool,
+        *(name for name, each in config.pools.items() if own and each.worker_class == own),
+    ]
 
 
 def _limits(config: Config, pool: str) -> PoolLimits:

@@ -6,6 +6,7 @@ import pytest
 
 from stafette.platform.config import load_mapping
 from stafette.platform.frontend.errors import InvalidSetting
+from stafette.platform.planner.beliefs import Beliefs
 from stafette.platform.planner.running.specs import pool_specs
 from stafette.workers.mocker.speed_profile import Profile
 
@@ -76,3 +77,30 @@ def test_gpus_are_counted_as_ray_gives_them():
     assert found["aggregated"].limits.gpus_per_replica == 2
     with pytest.raises(InvalidSetting, match="max_gpus = 1.5: is less than"):
         pool_specs(config(fleet, pools=limits, max_gpus=1.5))
+
+
+def test_a_profile_is_for_all_pools_of_its_class(tmp_path):
+    profile = document(tmp_path / "profile.json", "smollm2")
+    fleet = {
+        "decode": {"worker_class": "a", "profile": profile},
+        "prefill": {"worker_class": "a"},
+        "more": {"worker_class": "b", "role": "both"},
+    }
+
+    found = pool_specs(config(fleet))
+
+    steps = {name: spec.model.performance.step_ms for name, spec in found.items()}
+    assert steps == {"decode": 9.0, "prefill": 9.0, "more": Profile().step_ms}
+
+
+def test_the_room_of_a_class_is_that_of_its_pools_that_decode():
+    limits = {"max_num_seqs": 8}
+    fleet = {"decode": {"worker_class": "a"}, "prefill": {"worker_class": "a", "engine": limits}}
+    told = config(fleet)
+
+    beliefs = Beliefs(told.planner, pool_specs(told))
+    beliefs.know("prefill", 16, 8)
+
+    assert beliefs.decode.max_num_seqs == 256
+    beliefs.know("decode", 4_096, 100)
+    assert (beliefs.decode.kv_tokens, beliefs.decode.max_num_seqs) == (4_096, 100)
