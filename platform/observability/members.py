@@ -26,17 +26,26 @@ _MAX_PATH_BYTES = 84  # of the folder: a socket's path has 107 at most
 def node_folder(token: bytes, fleet: str) -> Path:
     """Return the folder of a fleet on this node; only this user can look into it."""
     base = Path(tempfile.gettempdir()) / f"stafette-{os.getuid()}"
-    for folder in (base, own := base / blake2b(token + fleet.encode(), digest_size=6).hexdigest()):
-        folder.mkdir(mode=0o700, exist_ok=True)
-        found = folder.lstat()
-        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
-            raise InvalidSetting("TMPDIR", str(folder), "is not this user's alone: remove it")
+    own = base / blake2b(token + fleet.encode(), digest_size=6).hexdigest()
+    for folder in (base, own):
+        _make(folder)
     if len(os.fsencode(own)) > _MAX_PATH_BYTES:
         remedy = f"makes sockets' paths too long: choose one with {_MAX_PATH_BYTES} bytes at most"
         raise InvalidSetting("TMPDIR", str(own), remedy)
     os.utime(own)
     _sweep(base)
     return own
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        remedy = f"cannot be made, and processes find each other there: {error.strerror}"
+        raise InvalidSetting("TMPDIR", str(folder), remedy) from None
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise InvalidSetting("TMPDIR", str(folder), "is not this user's alone: remove it")
 
 
 def _sweep(base: Path) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
@@ -156,6 +157,14 @@ def test_pages_without_a_last_newline_are_merged():
         "1",
         "2",
     ]
+
+
+def test_a_folder_that_cannot_be_made_is_named(temporary, monkeypatch):
+    (Path(temporary) / "file").touch()
+    monkeypatch.setattr("tempfile.tempdir", f"{temporary}/file")
+
+    with pytest.raises(InvalidSetting, match="TMPDIR .* cannot be made"):
+        members.node_folder(b"token", "fleet")
 
 
 def test_a_folder_that_is_too_deep_for_sockets_is_named(tmp_path, monkeypatch):
