@@ -54,7 +54,7 @@ class Heard:
     cached_tokens: int | None = None
     output_tokens: int = 0
     error: str = ""
-    lost: bool = False  # the connection broke, or there was none
+    lost: bool = False  # the connection broke, there was none, or nothing came
 
 
 async def ask(
@@ -74,7 +74,7 @@ async def ask(
     try:
         head = await client.ask(b"POST", PATHS[manner.api], body, take)
     except TimeoutError:
-        heard.error = "timeout"
+        heard.error, heard.lost = "timeout", True
     except WireBroken as error:
         heard.error, heard.lost = f"connection: {error.reason}", True
     except OSError as error:

@@ -15,6 +15,7 @@ COLUMNS: Mapping[str, Value] = {
     "requests/s": lambda s: s.requests_s,
     "in tok/s": lambda s: s.input_tokens_s,
     "out tok/s": lambda s: s.output_tokens_s,
+    "all tok/s": lambda s: s.tokens_s,
     "TTFT p50": lambda s: part(s.ttft_ms, "p50"),
     "p99": lambda s: part(s.ttft_ms, "p99"),
     "TPOT p50": lambda s: part(s.tpot_ms, "p50"),
