@@ -221,9 +221,9 @@ function line(context, x1, y1, x2, y2) {
   context.stroke();
 }
 
-// The next number above that is 1, 2, 4, 5 or 8 times a power of ten: its half is round as well.
+// The next number above that is 1, 2, 4, 6 or 8 times a power of ten: its half is round as well.
 function niceTop(value) {
   const power = 10 ** Math.floor(Math.log10(value));
-  for (const digit of [1, 2, 4, 5, 8, 10]) if (digit * power >= value) return digit * power;
+  for (const digit of [1, 2, 4, 6, 8, 10]) if (digit * power >= value) return digit * power;
   return 10 * power;
 }
