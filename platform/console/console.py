@@ -5,6 +5,7 @@ that has none, or that of another frontend's life, gets all.
 """
 
 import asyncio
+import logging
 import secrets
 import time
 from collections.abc import Callable
@@ -19,6 +20,8 @@ from stafette.platform.console.table import WorkerTable
 from stafette.platform.frontend.generator import Generator, Status
 from stafette.platform.frontend.metrics.book import Metrics
 from stafette.platform.frontend.metrics.recent import percentile
+
+_log = logging.getLogger(__name__)
 
 STEP_S = 2.0  # between two moments of the history
 KEPT = 300  # moments: ten minutes
@@ -136,7 +139,10 @@ class Console:
     async def _keep(self) -> None:
         while True:
             await asyncio.sleep(STEP_S)
-            await self.step()
+            try:
+                await self.step()
+            except Exception:  # of whoever was asked: the next moment may be told again
+                _log.exception("a moment of the console's history is missing")
 
     def _look(self) -> None:
         generator, now = self._subject.generator, self._now()

@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 
 from stafette.platform.frontend.app import Frontend
 from stafette.platform.frontend.config import FrontendConfig
+from stafette.platform.frontend.errors import Unavailable
 from stafette.platform.frontend.generator import Status
 from stafette.platform.frontend.served import Served
 from stafette.platform.frontend.server import Server, address, listen
@@ -42,6 +43,39 @@ def worker(number: int, **fields) -> dict:
         "heard_s": 0.1,
         **fields,
     }
+
+
+SLO = {"ttft_ms": 500.0, "ttft_percentile": 95.0, "itl_ms": 50.0, "itl_percentile": 99.0}
+PLAN = {
+    "age_s": 1.0,
+    "since_s": 30.0,
+    "replicas": {"decode": 3},
+    "flips": [{"worker": "decode-0001", "before": "decode", "role": "prefill"}],
+    "release": [],
+    "violations": [],
+    "held": None,
+    "explanation": {
+        "observed": {"rate": 7.0},
+        "predicted": {"rate_middle": 8.0, "rate_upper": 9.0},
+        "needed": {"decode": 3},
+        "decided_by": "itl",
+        "notes": ["forecast by holt"],
+    },
+}
+
+
+class FakePlanner:
+    """Says that three replicas are planned, two asked for, and one is ready."""
+
+    def __init__(self) -> None:
+        self.silent = False
+
+    async def overview(self, last: int) -> dict:
+        if self.silent:
+            raise Unavailable("the planner does not answer")
+        pool = {"planned": 3, "target": 2, "ready": 1, "pin": {"replicas": 3, "left_s": 60.0}}
+        told = {"mode": "on", "slo": SLO, "pools": {"decode": pool}, "plans": [dict(PLAN)]}
+        return told | {"effects": [{"age_s": 2.0, "subject": "decode"}]}
 
 
 class FedFleet:

@@ -1,25 +1,18 @@
 """What a page is told, look by look."""
 
+import asyncio
 import json
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.platform.console.fleets import FedFleet
+from tests.platform.console.fleets import FakePlanner, FedFleet
 
+from stafette.platform.console import console as console_module
 from stafette.platform.console.console import KEPT, WINDOW_S, Console, Subject
 from stafette.platform.console.history import History, Moment
-from stafette.platform.frontend.errors import Unavailable
 from stafette.platform.frontend.metrics.book import Metrics
 from stafette.platform.frontend.metrics.recent import percentile
-
-SLO = {"ttft_ms": 500.0, "ttft_percentile": 95.0, "itl_ms": 50.0, "itl_percentile": 99.0}
-PLAN = {
-    "age_s": 1.0,
-    "since_s": 30.0,
-    "replicas": {"decode": 3},
-    "explanation": {"observed": {"rate": 7.0}, "predicted": {"rate_middle": 8, "rate_upper": 9}},
-}
 
 
 class Stage:
@@ -38,20 +31,6 @@ class Stage:
     def ask(self, cursor: str = "", after_s: float = 1.0) -> dict:
         self.now += after_s
         return json.loads(json.dumps(self.console.data(cursor)))
-
-
-class FakePlanner:
-    def __init__(self) -> None:
-        self.silent = False
-        self.plans = [PLAN]
-
-    async def overview(self, last: int) -> dict:
-        if self.silent:
-            raise Unavailable("the planner does not answer")
-        pool = {"planned": 3, "target": 2, "ready": 1}
-        plans = [dict(plan) for plan in self.plans]
-        told = {"mode": "on", "slo": SLO, "pools": {"decode": pool}, "plans": plans}
-        return told | {"effects": [{"age_s": 2.0, "subject": "decode"}]}
 
 
 @pytest.fixture
@@ -188,3 +167,22 @@ def test_a_percentile_is_a_value_that_so_many_do_not_exceed(values, share):
 def moment(at: int) -> Moment:
     of_nothing = {name: 0 for name in Moment.__dataclass_fields__}
     return Moment(**{**of_nothing, "at": float(at)})
+
+
+async def test_a_generator_that_fails_costs_a_moment_and_no_more(stage, monkeypatch, caplog):
+    monkeypatch.setattr(console_module, "STEP_S", 0.001)
+    status, failures = stage.fleet.status, [OSError("gone")]
+
+    def fail_once():
+        if failures:
+            raise failures.pop()
+        return status()
+
+    stage.fleet.status = fail_once
+    stage.console.start()
+    async with asyncio.timeout(20):
+        while not stage.ask()["history"]:
+            await asyncio.sleep(0.01)
+    await stage.console.close()
+
+    assert "is missing" in caplog.text

@@ -6,7 +6,7 @@ import urllib.request
 import zlib
 
 import pytest
-from tests.platform.console.fleets import FedFleet, served
+from tests.platform.console.fleets import FakePlanner, FedFleet, served
 
 from stafette.platform.frontend.keys import ApiKey
 
@@ -235,6 +235,35 @@ async def test_what_the_fleet_says_is_text_and_never_markup(open_page):
 
         assert await page.run("document.querySelectorAll('#map img').length") == 0
         assert "<img" in await page.text("#map")
+        assert page.problems == []
+
+
+async def test_the_planners_timeline_has_its_reasons(open_page):
+    planner = FakePlanner()
+    async with served(FedFleet(3)) as (frontend, url):
+        frontend.show_planner(planner)
+        await frontend.console.step()
+        page = await open_page(f"{url}/console")
+        await page.until("document.querySelectorAll('#planner tbody tr').length")
+
+        labels = "[...document.querySelectorAll('#planner canvas')].map((c) => c.ariaLabel)"
+        assert await page.run(labels) == [
+            "Requests a second: seen 7, foreseen 8, room for 9",
+            "Replicas of decode: planned 3, asked for 2, ready 1",
+        ]
+        (plan,) = await page.run(rows_of("#planner"))
+        assert plan[1:3] == ["decode 3", "itl"]
+        assert "decode-0001: decode → prefill" in plan[3]
+        assert "room wanted for 9" in plan[3]
+        assert "pinned to 3" in await page.text("#planner")
+        assert [row[2] for row in await page.run(rows_of("#pools"))] == ["2", "–", "–"]
+        assert "SLO" in await page.text("#tiles")
+
+        planner.silent = True
+        await frontend.console.step()
+        await page.until(
+            "document.querySelector('#planner-note').textContent.includes('not answer')"
+        )
         assert page.problems == []
 
 
