@@ -1,4 +1,4 @@
-// Every worker as one cell, coloured by the share of its KV blocks in use.
+// Every worker as one cell, coloured by a share: of its KV blocks in use or resident, or of hits.
 //
 // A cell is one element, two where there is room for a name, and is touched only when what it shows
 // has changed: a thousand of them cost little.
@@ -30,6 +30,8 @@ export class WorkerMap {
     this.asCards = null;
     this.controls = ["find", "role", "sort"].map(byId);
     for (const control of this.controls) control.addEventListener("input", () => this.arrange());
+    this.measure = byId("measure");
+    this.measure.addEventListener("input", () => this.recolour());
     this.place.addEventListener("click", (event) => this.choose(event.target.closest(".cell")));
     this.place.addEventListener("keydown", (event) => this.walk(event));
     this.drawLegend();
@@ -57,16 +59,27 @@ export class WorkerMap {
 
   show(worker) {
     const cell = this.cells.get(worker.id) ?? this.makeCell(worker);
-    const level = worker.blocks ? Math.min(LEVELS - 1, Math.floor(worker.use * LEVELS)) : 0;
-    setAttribute(cell, "data-level", String(level));
+    const shown = worker[this.measure.value] ?? 0;
+    setAttribute(cell, "data-level", String(Math.min(LEVELS - 1, Math.floor(shown * LEVELS))));
     setAttribute(cell, "data-state", STATES[worker.state ?? 3]);
     if (this.asCards) {
       setText(cell.children[0], worker.name);
-      setText(cell.children[1], `${LETTERS[worker.role] ?? "?"}  ${format.share(worker.use)}`);
+      setText(cell.children[1], `${LETTERS[worker.role] ?? "?"}  ${format.share(shown)}`);
       setText(cell.children[2], `${worker.running ?? 0} run, ${worker.waiting ?? 0} wait`);
     } else {
       setText(cell, LETTERS[worker.role] ?? "?");
     }
+  }
+
+  recolour() {
+    for (const id of this.cells.keys()) this.show(this.state.workers.get(id));
+    this.nameMeasure();
+  }
+
+  nameMeasure() {
+    setText(this.measured, `${this.measure.selectedOptions[0].text} 0%`);
+    // Much in use is a warning; much that is resident or found is not.
+    this.place.parentNode.classList.toggle("calm", this.measure.value !== "use");
   }
 
   makeCell(worker) {
@@ -131,8 +144,10 @@ export class WorkerMap {
 
   drawLegend() {
     const levels = Array.from({ length: LEVELS }, (_, i) => make("i", { "data-level": String(i) }));
-    byId("legend").append("KV in use 0%", ...levels, "100%", make("span", { class: "sep" }),
+    this.measured = make("span");
+    byId("legend").append(this.measured, ...levels, "100%", make("span", { class: "sep" }),
       "P prefill, D decode, B both", make("span", { class: "sep" }), "dashed: draining, struck: silent");
+    this.nameMeasure();
   }
 }
 

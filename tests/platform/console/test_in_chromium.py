@@ -164,7 +164,7 @@ async def test_a_thousand_workers_are_one_element_each_and_only_what_changed_is_
 async def test_workers_are_found_sorted_and_reached_by_keys(open_page):
     fleet = FedFleet(60)
     for number, each in enumerate(fleet.fed):
-        each["used_blocks"] = number
+        each["used_blocks"], each["cached_blocks"] = number, 300
     async with served(fleet) as (_, url):
         page = await open_page(f"{url}/console")
         await page.until("document.querySelectorAll('.cell').length === 60")
@@ -185,6 +185,10 @@ async def test_workers_are_found_sorted_and_reached_by_keys(open_page):
         await page.press("ArrowRight")
         await page.press("Enter")
         assert await page.text("#details h3") == "decode-0055"
+        fleet_levels = "[...document.querySelectorAll('.cell')].map((c) => c.dataset.level)"
+        assert await page.run(fleet_levels) == ["0", "0", "0"]
+        await page.run(f"{put}('measure', 'resident')")
+        assert await page.run(fleet_levels) == ["3", "3", "3"]
         chosen = "document.querySelector('[aria-selected=true]').getAttribute('aria-label')"
         assert await page.run(chosen) == "decode-0055"
         assert page.problems == []
