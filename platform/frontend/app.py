@@ -40,6 +40,7 @@ from stafette.platform.observability.process import ProcessMetrics
 from stafette.platform.observability.request_trace import RequestTracer
 
 logger = logging.getLogger(__name__)
+_POLLED = frozenset(route.path for route in ROUTES if route.polled)
 _OWN_ID = re.compile(r"[\w.:-]{1,128}")
 
 
@@ -180,10 +181,11 @@ class Frontend:
 
     def _book(self, exchange: Exchange, status: int) -> None:
         self.metrics.responses[exchange.route, status] += 1
-        if logger.isEnabledFor(logging.INFO):
+        level = logging.DEBUG if exchange.route in _POLLED and status < 400 else logging.INFO
+        if logger.isEnabledFor(level):
             seconds = time.perf_counter() - exchange.arrived
             words = (exchange.request_id, exchange.method, exchange.path, status, seconds)
-            logger.info("%s %s %s %d %.3f s key=%s", *words, exchange.tenant or "-")
+            logger.log(level, "%s %s %s %d %.3f s key=%s", *words, exchange.tenant or "-")
 
 
 def _methods_by_path() -> dict[str, list[str]]:

@@ -54,4 +54,5 @@ class Route:
     guarded: bool = True  # needs an API key, where there are keys
     admitted: bool = False  # counts against the limits
     streams: bool = False  # may answer with events
+    polled: bool = False  # asked every few seconds by machines: that it went well is no news
     errors: tuple[int, ...] = ()  # statuses beside those that every guarded route has

@@ -140,6 +140,7 @@ ROUTES = (
         answer=answers.Health,
         guarded=False,
         errors=(503,),
+        polled=True,
     ),
     Route(
         method="GET",
@@ -149,6 +150,7 @@ ROUTES = (
         answer=answers.Health,
         guarded=False,
         errors=(503,),
+        polled=True,
     ),
     Route(
         method="GET",
@@ -158,6 +160,7 @@ ROUTES = (
         answer=answers.Health,
         guarded=False,
         errors=(503,),
+        polled=True,
     ),
     Route(
         method="GET",
@@ -165,6 +168,7 @@ ROUTES = (
         handler=about.metrics,
         summary="Metrics for Prometheus.",
         guarded=False,
+        polled=True,
     ),
     Route(
         method="GET",
@@ -205,5 +209,6 @@ ROUTES = (
         handler=console.data,
         summary="What that page shows, behind what it knows.",
         media="application/json",
+        polled=True,
     ),
 )

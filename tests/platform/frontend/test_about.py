@@ -1,6 +1,7 @@
 """What the server tells of itself."""
 
 import asyncio
+import logging
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -146,3 +147,14 @@ async def test_a_request_keeps_the_id_that_it_brings(api):
 
     assert own.headers["x-request-id"] == "trace-1.a"
     assert bad.headers["x-request-id"] not in ("", "a\tb")
+
+
+async def test_a_probe_that_went_well_is_no_news_and_one_that_failed_is(api, caplog):
+    with caplog.at_level(logging.INFO):
+        await api.get("/ready")
+        assert "/ready" not in caplog.text
+
+        api.generator.state = Status(ready=False)
+        await api.get("/ready")
+
+    assert "GET /ready 503" in caplog.text
