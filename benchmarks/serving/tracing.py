@@ -1,25 +1,25 @@
 """What a traced request costs the frontend's process, with its spans sent to a collector.
 
-    python benchmarks/serving/tracing.py
+    python benchmarks/serving/tracing.py [--quick] [--json FILE]
 
 The collector is a process of its own that takes spans by OTLP over HTTP and forgets them. CPU is
 all of this process', the thread that sends among it; the lowest of some rounds, in turns.
 """
 
+import argparse
 import asyncio
 import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from multiprocessing import Pipe, Process
 from multiprocessing.connection import Connection
 
-from benchmarks.common.machine import line
-from benchmarks.common.tables import render
+from benchmarks.common.report import Report
 from stafette.platform.observability.config import TracingConfig
 from stafette.platform.observability.otel import Tracing
 from stafette.workers.tracing import Attributes
 
 _REQUESTS = 2_000  # of each round: all fit into the queue of what is to be sent
-_ROUNDS = 5
+_ROUNDS, _QUICK_ROUNDS = 5, 2
 _ASKED: Attributes = {
     "gen_ai.operation.name": "chat",
     "gen_ai.provider.name": "stafette",
@@ -52,19 +52,25 @@ def _collect(told: Connection) -> None:
     server.serve_forever()
 
 
-def main() -> None:
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="fewer rounds")
+    parser.add_argument("--json", metavar="FILE")
+    given = parser.parse_args()
+    count = _QUICK_ROUNDS if given.quick else _ROUNDS
     here, there = Pipe()
     collector = Process(target=_collect, args=(there,), daemon=True)
     collector.start()
     endpoint = f"http://127.0.0.1:{here.recv()}"
     try:
-        rounds = [_microseconds(endpoint, ratio) for _ in range(_ROUNDS) for ratio in (1.0, 0.0)]
+        rounds = [_microseconds(endpoint, ratio) for _ in range(count) for ratio in (1.0, 0.0)]
     finally:
         collector.kill()
         collector.join()
-    print(line(), "\n")
-    rows = [("traced", min(rounds[::2])), ("not sampled", min(rounds[1::2]))]
-    print(render(("a request", "CPU µs"), rows))
+    report = Report("What a traced request costs")
+    rows = [["traced", min(rounds[::2])], ["not sampled", min(rounds[1::2])]]
+    report.table("the lowest of all rounds", ["a request", "CPU µs"], rows)
+    return report.finish(given.json)
 
 
 def _microseconds(endpoint: str, ratio: float) -> float:
@@ -87,4 +93,4 @@ def _microseconds(endpoint: str, ratio: float) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())
