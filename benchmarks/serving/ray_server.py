@@ -30,7 +30,6 @@ from stafette.platform.frontend.generator import Hints
 from stafette.platform.serving.assembly import cache_key, service_config
 from stafette.platform.serving.frontend_replica import FrontendReplica
 from stafette.platform.serving.worker_replica import WorkerReplica
-from stafette.workers.service import GRPC_POLLING
 from stafette.workers.service.server import WorkerServer
 
 _ACTOR = {"num_cpus": 0.1}
@@ -151,7 +150,6 @@ STARTS = {"ray": start_ray, "stafette-on-ray": start_ours}
 
 def main(contender: str, step_s: float) -> None:
     os.environ["RAY_SERVE_LOG_TO_STDERR"] = "0"
-    os.environ.setdefault(*GRPC_POLLING)
     ray.init(
         "local",
         _node_ip_address="127.0.0.1",

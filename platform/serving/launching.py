@@ -25,7 +25,6 @@ from stafette.platform.frontend.server import listen
 from stafette.platform.serving.planned_sizes import begin_empty, with_planned_sizes
 from stafette.platform.serving.shrinking import Tell, retire_surplus
 from stafette.workers.errors import EngineDead
-from stafette.workers.service import GRPC_POLLING
 from stafette.workers.weights.opening import resolve
 
 LOCAL = "local"
@@ -128,7 +127,6 @@ def _connect(address: str, choice: RayChoice) -> None:
         _join(address, level, choice.log_to_driver)
         return
     os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 would let anything go before us
-    os.environ.setdefault(*GRPC_POLLING)  # its workers import gRPC before us
     os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "1" if choice.log_to_driver else "0")
     ray.init(
         LOCAL,
