@@ -53,7 +53,9 @@ class Tokenizer:
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         try:
-            return self.backend.encode(text, add_special_tokens=add_special_tokens).ids
+            # A batch of one: `encode` alone would also look where in the text each token is.
+            (found,) = self.backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+            return found.ids
         except (TypeError, UnicodeEncodeError) as error:
             raise RequestError("prompt", text, "must be a string of valid Unicode") from error
 
