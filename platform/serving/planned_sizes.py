@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import ray
+from ray.exceptions import GetTimeoutError
 from ray.serve._private.common import DeploymentID
 from ray.serve.context import _get_global_client
 
@@ -49,15 +50,15 @@ def begin_empty(config: Config) -> None:
     for name in empty:
         while not _resized(client._controller, DeploymentID(name, config.name)):
             if time.monotonic() > until:
-                raise EngineDead("deployment", name, "is not known to Ray Serve in time")
+                remedy = f"not known to Ray Serve after {_KNOWN_S:g} s: `serve status` tells why"
+                raise EngineDead("deployment", name, remedy)
             time.sleep(_POLL_S)
 
 
 def _resized(controller: Any, deployment: DeploymentID) -> bool:
     """Return False as long as Serve does not know the deployment yet."""
-    asked = controller.update_deployment_replicas.remote(deployment, 0)
     try:
-        ray.get(asked, timeout=_ANSWER_S)
+        _answer(controller.update_deployment_replicas.remote(deployment, 0))
     except ValueError:
         return False
     return True
@@ -66,9 +67,18 @@ def _resized(controller: Any, deployment: DeploymentID) -> bool:
 def _targets(config: Config) -> Mapping[str, int]:
     """Return how many replicas each deployment is to have, where a planner runs."""
     client = _get_global_client()
-    details = client.get_serve_details() if client is not None else {}
+    assert client is not None, "it was connected to"
+    details = _answer(client._controller.get_serve_instance_details.remote())
     application = details.get("applications", {}).get(config.name, {})
     deployments = application.get("deployments", {})
     if PLANNER not in deployments:
         return {}
     return {name: int(each["target_num_replicas"]) for name, each in deployments.items()}
+
+
+def _answer(asked: Any) -> Any:
+    try:
+        return ray.get(asked, timeout=_ANSWER_S)
+    except GetTimeoutError:
+        remedy = f"no answer within {_ANSWER_S:g} s: `serve status` and `ray status` tell why"
+        raise EngineDead("Ray Serve's controller", "silent", remedy) from None

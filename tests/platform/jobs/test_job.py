@@ -15,11 +15,7 @@ import psutil
 import pytest
 from tests.platform.jobs.hosts import Hosts, why_not
 
-pytestmark = [
-    pytest.mark.ray,
-    pytest.mark.timeout(600),
-    pytest.mark.skipif(bool(reason := why_not()), reason=str(reason)),
-]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).parents[3]
 RAY, STAFETTE = (str(Path(sys.executable).with_name(name)) for name in ("ray", "stafette"))
@@ -37,6 +33,8 @@ frontend: {host: 0.0.0.0, resources: {near: 1}}
 
 @pytest.fixture(scope="module")
 def hosts():
+    if reason := why_not():
+        pytest.skip(reason)
     with Hosts().up() as hosts:
         yield hosts
 

@@ -222,3 +222,19 @@ async def test_leaving_a_stream_early_frees_its_worker(rig):
     await rig.await_that(lambda: all(not c.num_requests for c in rig.fleet.clients.values()))
     await rig.await_stats("d0", lambda stats: not stats["running"] and not stats["used_blocks"])
     assert not rig.router.sharing.own
+
+
+async def test_the_router_hears_how_an_answer_grows_but_not_of_each_token(rig, monkeypatch):
+    await rig.start("d0", step_s=0.01)
+    told, progress = [], rig.router.progress
+
+    def hear(name: str, count: int) -> None:
+        told.append(count)
+        progress(name, count)
+
+    monkeypatch.setattr(rig.router, "progress", hear)
+    await rig.answer(rig.request("r", STORY, max_tokens=40, ignore_eos=True))
+
+    assert 1 <= len(told) <= 5
+    assert told == sorted(told)
+    assert told[-1] > 40 - 8
