@@ -20,6 +20,7 @@ from stafette.platform.frontend.errors import InvalidSetting
 
 _MAX_BYTES = 64 << 20  # of one process
 _YOUNG_S = 3_600.0
+_TELL_S = 10.0  # for whoever asked to read what is told
 _MAX_PATH_BYTES = 84  # of the folder: a socket's path has 107 at most
 
 
@@ -96,9 +97,13 @@ class Member:
 
     async def _tell(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(self._render())
-        with suppress(ConnectionError):
-            await writer.drain()
-        writer.close()
+        try:
+            async with asyncio.timeout(_TELL_S):
+                await writer.drain()
+        except (ConnectionError, TimeoutError):
+            writer.transport.abort()  # whoever asked has gone, or does not read
+        else:
+            writer.close()
 
 
 async def ask(paths: Sequence[Path], timeout_s: float) -> list[bytes | None]:

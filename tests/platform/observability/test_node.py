@@ -89,6 +89,24 @@ async def test_who_has_died_disappears_and_who_stands_still_is_counted(tmp_path)
     await asyncio.sleep(0)
 
 
+async def test_who_asks_and_does_not_read_is_let_go(tmp_path, monkeypatch):
+    monkeypatch.setattr(members, "_TELL_S", 0.05)
+    text = b"x" * (8 << 20)  # more than fits between two processes
+    member = members.Member(tmp_path, lambda: text)
+    await member.start()
+
+    reader, writer = await asyncio.open_unix_connection(member.path, limit=1)
+    await asyncio.sleep(0.5)
+    told = await reader.read(-1)
+    writer.close()
+    monkeypatch.undo()
+    (other,) = await members.ask([member.path], timeout_s=30)
+    await member.close()
+
+    assert 0 < len(told) < len(text)
+    assert other == text
+
+
 async def test_more_processes_than_are_shown_are_counted(tmp_path):
     pages = [page(name, tmp_path, max_processes=2) for name in "abc"]
     for each in pages:
