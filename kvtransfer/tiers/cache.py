@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from stafette.kvtransfer.tiers.policy import EvictionPolicy
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Entry:
-    """A block and its place."""
+    """A block and its place for one stay: when it comes back it is another, even in that slot."""
 
     key: bytes
     parent: bytes

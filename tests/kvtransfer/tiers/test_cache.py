@@ -162,6 +162,16 @@ def test_nominated_block_that_was_removed_meanwhile_frees_its_slot_once():
     assert cache.num_free == 1
 
 
+def test_block_that_came_back_to_its_slot_is_not_the_one_that_left():
+    cache = cache_of(1, ["a"])
+    before = cache.get(b"a")
+    cache.remove(b"a")
+    assert put(cache, "a") == []
+
+    assert cache.get(b"a").slot == before.slot
+    assert cache.get(b"a") != before
+
+
 def test_pinned_blocks_and_parents_are_not_nominated():
     cache = cache_of(3, ["a", "ab"], ["c"])
     cache.pin(b"c")
