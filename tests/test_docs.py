@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from stafette.platform.cli import COMMANDS
+from stafette.platform.config import load
 from stafette.workers import EngineConfig
 
 ROOT = Path(__file__).parent.parent
@@ -69,6 +70,19 @@ def test_every_command_line_of_stafette_is_understood(command):
     COMMANDS[name].add_arguments(parser)
 
     assert parser.parse_args(arguments)
+
+
+def test_what_the_readme_asks_a_served_fleet_goes_where_it_is_served():
+    section = TEXT["README.md"].partition("## Start")[2].partition("Everything goes")[0]
+    asking = re.findall(r"^    stafette ([a-z].*?)(?:\s+#.*)?$", section, re.MULTILINE)
+    served = load(ROOT / "examples/laptop.yaml").config.frontend
+
+    assert asking
+    for command in asking:
+        name, *arguments = shlex.split(command)
+        parser = argparse.ArgumentParser()
+        COMMANDS[name].add_arguments(parser)
+        assert parser.parse_args(arguments).url == f"http://{served.host}:{served.port}"
 
 
 def test_every_benchmark_that_is_named_can_be_quick_and_write_json():

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from stafette.platform.commands.talking import DEFAULT_URL, KEY_VARIABLE
 from stafette.platform.flags import add_flags, given
 from stafette.router.errors import InvalidValue, RouterError
 from stafette.router.registry import NAMES
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from stafette.router.service.server import Server
 
 _KEY, _TOKEN = "STAFETTE_ROUTER_KEY", "STAFETTE_ROUTER_TOKEN"
-_URL = "http://127.0.0.1:8090"
+_ROUTER_URL = "http://127.0.0.1:8090"  # of one by itself; frontends of a fleet explain too
 _MIN_KEY_BYTES = 16
 
 Ask = Callable[[RouterClient, argparse.Namespace], Awaitable[tuple[dict[str, Any], str]]]
@@ -40,9 +41,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     explain.add_argument("--last", type=int, default=5, metavar="N", help="default: %(default)s")
     explain.add_argument("--request", metavar="ID", help="only this one")
     workers = actions.add_parser("workers", help="print the registered workers")
+    whose = f"of a frontend, or of a router by itself ({_ROUTER_URL})"
+    explain.add_argument("--url", default=DEFAULT_URL, help=f"{whose}; default: %(default)s")
+    workers.add_argument("--url", default=_ROUTER_URL, help="default: %(default)s")
     for each in (explain, workers):
-        each.add_argument("--url", default=_URL, help="default: %(default)s")
-        each.add_argument("--token-file", metavar="FILE", help=f"or {_TOKEN}")
+        each.add_argument("--token-file", metavar="FILE", help=f"or {_TOKEN}, or {KEY_VARIABLE}")
         each.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -153,7 +156,8 @@ def _ask(arguments: argparse.Namespace, ask: Ask) -> int:
 
 
 async def _asked(arguments: argparse.Namespace, ask: Ask) -> tuple[dict[str, Any], str]:
-    with contextlib.closing(RouterClient(arguments.url, _token(arguments))) as client:
+    token = _token(arguments) or os.environ.get(KEY_VARIABLE)
+    with contextlib.closing(RouterClient(arguments.url, token)) as client:
         return await ask(client, arguments)
 
 

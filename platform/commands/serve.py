@@ -1,8 +1,10 @@
 """Serve the OpenAI-compatible API: a fleet on Ray, or with --local one engine in this process."""
 
 import argparse
+import json
 import signal
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 from stafette.platform.commands import serve_local
@@ -13,6 +15,8 @@ from stafette.platform.frontend.config import FrontendConfig
 from stafette.platform.frontend.errors import InvalidSetting
 from stafette.platform.planner.running.specs import pool_specs
 from stafette.workers import EngineConfig
+
+_OF_THE_FLEET = {"model"}  # of the engine's settings: it stands above the sections
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,14 +52,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME=DIR",
-        help="with --local: a PEFT adapter, which requests name as their model; may be repeated",
+        help="a PEFT adapter, which requests name as their model; may be repeated",
     )
-    add_flags(parser, FrontendConfig, "API, with --local")
-    add_flags(parser, EngineConfig, "engine, with --local")
+    add_flags(parser, FrontendConfig, "API (a fleet: over the file's `frontend:`)")
+    add_flags(parser, EngineConfig, "engine (a fleet: over the file's `engine:`, of every pool)")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    flags = given(arguments, FrontendConfig) | given(arguments, EngineConfig)
     if arguments.local:
         if arguments.config is not None:
             raise InvalidSetting("config", str(arguments.config), "means nothing with --local")
@@ -64,17 +67,21 @@ def run(arguments: argparse.Namespace) -> int:
         raise InvalidSetting(
             "config", None, "name a YAML file of the fleet (examples/laptop.yaml), or give --local"
         )
-    if arguments.lora:
-        remedy = "is for --local; with a fleet: --set lora_modules.NAME=DIR, or in the file"
-        raise InvalidSetting("--lora", arguments.lora[0], remedy)
-    if flags:
-        name = next(iter(flags))
-        remedy = f"is for --local; with a fleet: --set SECTION.{name}=VALUE, or in the file"
-        raise InvalidSetting(f"--{name.replace('_', '-')}", flags.get(name), remedy)
-    assignments = list(arguments.set)
+    settings = [*arguments.set, *assignments(arguments)]
+    return _serve_fleet(load(arguments.config, settings).config, arguments)
+
+
+def assignments(arguments: argparse.Namespace) -> Iterator[str]:
+    """Yield the flags of `serve` as `--set` would have them: where they stand in a fleet's file."""
+    for name, value in given(arguments, FrontendConfig).items():
+        yield f"frontend.{name}={json.dumps(value)}"
+    for name, value in given(arguments, EngineConfig).items():
+        section = "" if name in _OF_THE_FLEET else "engine."
+        yield f"{section}{name}={json.dumps(value)}"
+    for adapter in arguments.lora:
+        yield f"lora_modules.{adapter}"
     if arguments.metrics_port is not None:
-        assignments.append(f"metrics.port={arguments.metrics_port}")
-    return _serve_fleet(load(arguments.config, assignments).config, arguments)
+        yield f"metrics.port={arguments.metrics_port}"
 
 
 def _serve_fleet(config: Config, arguments: argparse.Namespace) -> int:

@@ -14,11 +14,13 @@ import pytest
 
 from stafette.platform.commands import serve
 from stafette.platform.commands.serve import api_keys
+from stafette.platform.config import load
 from stafette.platform.frontend.config import FrontendConfig
 from stafette.platform.frontend.errors import InvalidSetting
 from stafette.platform.frontend.server import listen
 
 SMALL = ["--max-model-len", "256", "--num-kv-blocks", "32", "--max-num-seqs", "2"]
+LAPTOP = str(Path(__file__).parents[2] / "examples/laptop.yaml")
 COMMAND = [sys.executable, "-P", "-m", "stafette", "--log-level", "error", "serve"]
 
 
@@ -83,10 +85,29 @@ def test_a_missing_model_is_one_line():
         (["--local", "--lora", "nonsense"], "--lora = 'nonsense'"),
         (["--local", "--api-keys", "/no/such/file"], "api_keys = '/no/such/file'"),
         (["--local", "--tls-keyfile", "key.pem"], "tls_keyfile = 'key.pem'"),
+        ([LAPTOP, "--port", "70000"], "frontend.port = 70000"),
+        ([LAPTOP, "--max-model-len", "0"], "engine.max_model_len = 0"),
+        ([LAPTOP, "--lora", "nonsense"], "lora_modules.nonsense"),
     ],
 )
 def test_a_wrong_setting_is_one_line(arguments, told):
     assert told in refused(*arguments)
+
+
+def test_flags_of_one_engine_are_settings_of_a_fleet():
+    parser = argparse.ArgumentParser()
+    serve.add_arguments(parser)
+    flags = "--host 0.0.0.0 --port 0 --served-model-name a b --model smollm2 --max-num-seqs 3"
+    arguments = parser.parse_args([LAPTOP, *flags.split(), "--no-enable-prefix-caching"])
+
+    config = load(arguments.config, serve.assignments(arguments)).config
+
+    assert (config.frontend.host, config.frontend.port) == ("0.0.0.0", 0)
+    assert config.frontend.served_model_name == ("a", "b")
+    assert config.model == "smollm2"
+    for pool in config.pools:
+        engine = config.engine_flags(pool)
+        assert (engine.max_num_seqs, engine.enable_prefix_caching) == (3, False)
 
 
 def test_keys_come_from_the_file_or_else_from_the_environment(tmp_path, monkeypatch):
