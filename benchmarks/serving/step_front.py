@@ -14,6 +14,7 @@ from stafette.platform.serving.dispatcher import DispatchConfig, Dispatcher
 from stafette.platform.serving.fleet import FleetConfig, WorkerFleet
 from stafette.router.hashing import Hashers, PromptHasher
 from stafette.router.router import KvRouter
+from stafette.workers.garbage import settle
 from stafette.workers.service.config import ServiceConfig
 from stafette.workers.weights.opening import open_tokenizer
 
@@ -33,6 +34,7 @@ async def main(address: str) -> None:
     config = FrontendConfig(port=0, served_model_name=("mock",))
     app = Frontend(Served.of(config, MODEL, tokenizer, MAX_MODEL_LEN), dispatcher, config)
     listener = listen(config)
+    settle()
     await Server(app).run(listener, lambda: print(listener.getsockname()[1], flush=True))
 
 

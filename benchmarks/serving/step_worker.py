@@ -15,6 +15,7 @@ import uvloop
 from stafette.kvtransfer.blocks import BlockHasher
 from stafette.kvtransfer.event_log import EventLog
 from stafette.kvtransfer.event_stream.publisher import EventPublisher, PublisherConfig
+from stafette.workers.garbage import settle
 from stafette.workers.request import OutputDelta
 from stafette.workers.service.config import ServiceConfig
 from stafette.workers.service.deliveries import Deliveries
@@ -118,6 +119,7 @@ class StepWorker(Served):
 async def main(step_s: float) -> None:
     worker = StepWorker("step", step_s)
     server = await WorkerServer.start(worker, ServiceConfig(token=TOKEN))
+    settle()
     print(server.address, flush=True)
     await asyncio.Event().wait()
 

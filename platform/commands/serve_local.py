@@ -116,10 +116,12 @@ async def _run(
     from stafette.platform.frontend.local import LocalGenerator
     from stafette.platform.frontend.served import Served
     from stafette.platform.frontend.server import Server, address
+    from stafette.workers.garbage import settle
 
     core = engine.engine
     served = Served.of(config, core.config.model, core.tokenizer, core.max_model_len)
     server = Server(Frontend(served, LocalGenerator(engine), config, keys, page))
     url = address(config, listener)
+    settle()
     with server.stopped_by_signals():
         await server.run(listener, lambda: invite(url, served.name, keys is not None))

@@ -32,6 +32,7 @@ from stafette.platform.serving.node import node_host
 from stafette.platform.serving.overview import overview
 from stafette.platform.serving.planner_handle import PlannerHandle
 from stafette.platform.serving.serve_ingress import Forwarder
+from stafette.workers.garbage import settle
 from stafette.workers.service.server import WorkerServer
 
 _log = logging.getLogger(__name__)
@@ -119,6 +120,7 @@ class FrontendReplica:
         started = asyncio.Event()
         self._serving = asyncio.create_task(self._server.run(self._listener, started.set))
         await started.wait()
+        settle()
 
     async def _open_desk(self) -> WorkerServer | None:
         """Let the planner see what is asked for, where there is one."""

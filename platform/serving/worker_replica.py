@@ -22,6 +22,7 @@ from stafette.platform.serving.node import node_host
 from stafette.platform.serving.tier_folder import TierFolder
 from stafette.platform.serving.worker_making import WorkerMaker
 from stafette.workers.errors import EngineDead
+from stafette.workers.garbage import settle
 from stafette.workers.service.life import DrainConfig, leave
 from stafette.workers.service.server import WorkerServer
 
@@ -68,6 +69,7 @@ class WorkerReplica:
         )
         self._page = await self._count()
         self._directory = self._publish()
+        settle()
         _log.info("worker %s serves at %s", self._name, self._server.address)
 
     async def _count(self) -> NodePage:
