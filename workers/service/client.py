@@ -212,23 +212,27 @@ class WorkerClient:
     async def _read(self) -> None:
         while (message := await self._call.read()) is not grpc.aio.EOF:
             self._beats.heard()
-            match frames.read_message(message, self._config.max_message_bytes):
-                case [frames.BEAT, dict() as load]:
-                    self.load, self.load_at = load, time.monotonic()
-                    self.on_load()
-                case [frames.STEP, deltas]:
-                    for number, delta in frames.read_deltas(deltas, self._names):
-                        self._requests[number].put(delta)
-                case [frames.ANSWER, int(number), value]:
-                    self._settle(number, value, None)
-                case [frames.REFUSE, int(number), refusal]:
-                    read = Refusal.read(refusal)
-                    error = RequestError(read.field, read.value, read.remedy)
-                    self._settle(number, None, error)
-                case [frames.DECLINE, int(number), str(reason)]:
-                    self._settle(number, None, Declined("worker", self.name, reason))
-                case _:
-                    raise MalformedMessage("message", "step, answer, refuse, decline or beat")
+            for each in frames.read_messages(message, self._config.max_message_bytes):
+                self._hear(each)
+
+    def _hear(self, message: list[object]) -> None:
+        match message:
+            case [frames.STEP, deltas]:
+                for number, delta in frames.read_deltas(deltas, self._names):
+                    self._requests[number].put(delta)
+            case [frames.BEAT, dict() as load]:
+                self.load, self.load_at = load, time.monotonic()
+                self.on_load()
+            case [frames.ANSWER, int(number), value]:
+                self._settle(number, value, None)
+            case [frames.REFUSE, int(number), refusal]:
+                read = Refusal.read(refusal)
+                error = RequestError(read.field, read.value, read.remedy)
+                self._settle(number, None, error)
+            case [frames.DECLINE, int(number), str(reason)]:
+                self._settle(number, None, Declined("worker", self.name, reason))
+            case _:
+                raise MalformedMessage("message", "step, answer, refuse, decline or beat")
 
     def _settle(self, number: int, value: object, error: EngineError | None) -> None:
         answer, inbox = self._questions.get(number), self._requests.get(number)

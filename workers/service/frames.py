@@ -9,13 +9,15 @@
                          [REFUSE, number, [field, value, remedy]]   the request is wrong
                          [DECLINE, number, reason]                  not here: ask another worker
     both                 [BEAT, load]    now and then: it lives; load is {} from a frontend
+                         [message, ...]  several that waited, in their order: a parcel
 
 The number is the frontend's, and means one request or question on that stream.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import msgpack  # type: ignore[import-untyped]
 import numpy as np
 
 from stafette.kvtransfer.errors import MalformedMessage
@@ -31,6 +33,7 @@ NUMBER_END = 1 << 63
 
 _MAX_TEXT_BYTES = 64 << 10
 _MAX_NAME_BYTES = 256
+_PARCEL_BYTES = 16 << 10  # of messages that leave together; a larger one leaves alone
 _U32_END = 1 << 32
 _FINISHED = ("stop", "length", "abort", "error")
 _WORD = np.dtype("<u4")
@@ -122,11 +125,35 @@ def read_deltas(value: object, request_ids: dict[int, str]) -> list[tuple[int, O
     return found
 
 
-def read_message(data: bytes, max_bytes: int) -> list[object]:
-    message = unpack(data, max_bytes)
-    if not isinstance(message, list) or not message:
+def parcels(messages: Sequence[bytes]) -> Iterator[bytes]:
+    """Put packed messages together, in their order, into fewer that can be sent."""
+    waiting: list[bytes] = []
+    size = 0
+    for message in messages:
+        if waiting and size + len(message) > _PARCEL_BYTES:
+            yield _parcel(waiting)
+            waiting, size = [], 0
+        waiting.append(message)
+        size += len(message)
+    if waiting:
+        yield _parcel(waiting)
+
+
+def read_messages(data: bytes, max_bytes: int) -> list[list[object]]:
+    """Return the message that has come, or those of a parcel."""
+    value = unpack(data, max_bytes)
+    if not isinstance(value, list) or not value:
         raise MalformedMessage("message", "a list that begins with its kind")
-    return message
+    if not isinstance(value[0], list):
+        return [value]
+    return [exact(message, "message", list) for message in value]
+
+
+def _parcel(messages: Sequence[bytes]) -> bytes:
+    if len(messages) == 1:
+        return messages[0]
+    head: bytes = msgpack.Packer().pack_array_header(len(messages))
+    return head + b"".join(messages)
 
 
 def _item(number: int, delta: OutputDelta) -> list[object]:

@@ -1,4 +1,7 @@
-"""What is to be sent on a stream: many put, one writer takes all that has come at once."""
+"""What is to be sent on a stream: many put, one writer takes all that has come at once.
+
+A write costs far more than what is in it, so messages that wait leave together.
+"""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -55,8 +58,8 @@ class Outbox:
             self._news.clear()
             self._flush()
             messages, self._messages, self._unsent_bytes = self._messages, [], 0
-            for message in messages:
-                await write(message)
+            for parcel in frames.parcels(messages):
+                await write(parcel)
 
     def _flush(self) -> None:
         if self._deltas:

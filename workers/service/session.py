@@ -74,21 +74,25 @@ class Session:
     async def _read(self, messages: AsyncIterator[bytes]) -> None:
         async for data in messages:
             self._beats.heard()
-            match frames.read_message(data, self._config.max_message_bytes):
-                case [(frames.GENERATE | frames.PREFILL) as kind, number, *order]:
-                    self._begin(str(kind), whole(number, "number", NUMBER_END), order)
-                case [frames.ABORT, number]:
-                    task = self._tasks.get(whole(number, "number", NUMBER_END))
-                    if task is not None:
-                        task.cancel()
-                case [frames.BEAT, _]:
-                    pass
-                case [frames.ASK, number, operation, payload]:
-                    name = text(operation, "operation", _MAX_OPERATION_BYTES)
-                    asked = whole(number, "number", NUMBER_END)
-                    self._start(asked, partial(self._answer, asked, name, payload))
-                case _:
-                    raise MalformedMessage("message", "generate, prefill, abort, ask or beat")
+            for message in frames.read_messages(data, self._config.max_message_bytes):
+                self._hear(message)
+
+    def _hear(self, message: list[object]) -> None:
+        match message:
+            case [(frames.GENERATE | frames.PREFILL) as kind, number, *order]:
+                self._begin(str(kind), whole(number, "number", NUMBER_END), order)
+            case [frames.ABORT, number]:
+                task = self._tasks.get(whole(number, "number", NUMBER_END))
+                if task is not None:
+                    task.cancel()
+            case [frames.BEAT, _]:
+                pass
+            case [frames.ASK, number, operation, payload]:
+                name = text(operation, "operation", _MAX_OPERATION_BYTES)
+                asked = whole(number, "number", NUMBER_END)
+                self._start(asked, partial(self._answer, asked, name, payload))
+            case _:
+                raise MalformedMessage("message", "generate, prefill, abort, ask or beat")
 
     def _begin(self, kind: str, number: int, parts: list[object]) -> None:
         if len(parts) != 4:

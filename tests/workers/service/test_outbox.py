@@ -4,7 +4,10 @@ import asyncio
 
 import pytest
 
+from stafette.kvtransfer.errors import MalformedMessage
+from stafette.kvtransfer.strict import pack
 from stafette.workers.request import OutputDelta
+from stafette.workers.service import frames
 from stafette.workers.service.outbox import Outbox, Overflow
 
 
@@ -35,3 +38,29 @@ async def test_what_a_write_raises_ends_it():
 
     with pytest.raises(ConnectionError, match="gone"):
         await asyncio.wait_for(outbox.run(broken), 30)
+
+
+async def test_messages_that_wait_leave_together_and_large_ones_alone():
+    outbox, sent = Outbox(1 << 20), []
+
+    async def write(message: bytes) -> None:
+        sent.append(message)
+
+    large = pack(["ask", 3, "x", bytes(20_000)])
+    given = [pack(["abort", 1]), pack(["abort", 2]), large, pack(["beat", {}])]
+    for message in given:
+        outbox.put(message)
+    writer = asyncio.create_task(outbox.run(write))
+    while len(sent) < 3:
+        await asyncio.sleep(0)
+    writer.cancel()
+
+    read = [frames.read_messages(message, 1 << 20) for message in sent]
+    assert [len(messages) for messages in read] == [2, 1, 1]
+    assert [pack(message) for messages in read for message in messages] == given
+
+
+@pytest.mark.parametrize("value", [[], {}, [["beat", {}], 1], [["beat", {}], None], "beat"])
+def test_what_is_neither_a_message_nor_a_parcel_is_refused(value):
+    with pytest.raises(MalformedMessage):
+        frames.read_messages(pack(value), 1 << 20)
