@@ -13,7 +13,7 @@ from stafette.kvtransfer.tiers import chains
 from stafette.kvtransfer.tiers.cache import Entry
 from stafette.kvtransfer.tiers.disk_tier import DiskTier
 from stafette.kvtransfer.tiers.host_tier import HostTier
-from stafette.kvtransfer.tiers.lane import Lane
+from stafette.kvtransfer.tiers.machinery import Lanes, Machinery
 
 _SPARE_BATCHES = 4
 _SPARE_SHARE = 1 / 8  # of the host's slots, at most
@@ -23,13 +23,20 @@ class Demoter:
     """`lock` is the store's. `take`, `write_early` and `unsaved` want it, the others take it."""
 
     def __init__(
-        self, host: HostTier, disk: DiskTier | None, lane: Lane, lock: Condition, batch: int
+        self,
+        host: HostTier,
+        disk: DiskTier | None,
+        lane: Lanes,
+        lock: Condition,
+        batch: int,
+        machinery: Machinery,
     ) -> None:
         self._host = host
         self._disk = disk
         self._lane = lane
         self._lock = lock
         self._batch = batch
+        self._machinery = machinery
         most = max(int(host.num_blocks * _SPARE_SHARE), min(1, host.num_blocks - 1))
         self._spare = min(most, _SPARE_BATCHES * batch) if disk is not None else 0
         self.room = host.num_blocks - self._spare  # blocks that can stay on the host
@@ -37,16 +44,19 @@ class Demoter:
 
     def take(self, count: int, patience_s: float = 0.0) -> list[int]:
         """Return up to `count` slots to fill; wait that long for a disk that is writing."""
-        cache, deadline = self._host.cache, time.monotonic() + patience_s
+        cache, deadline = self._host.cache, self._machinery.now() + patience_s
         while cache.num_free < count:
             self._sweep()  # each time: a block that was used meanwhile does not go after all
-            left_s = deadline - time.monotonic()
-            if not self._leaving or left_s <= 0 or not self._lock.wait(left_s):
+            left_s = deadline - self._machinery.now()
+            if not self._leaving or left_s <= 0 or not self._wait(left_s):
                 break
         self._count_lost(self._host.evict(count - cache.num_free))
         rows, _ = cache.reserve(min(count, cache.num_free))
         self._sweep()
         return rows
+
+    def _wait(self, seconds: float) -> bool:
+        return self._machinery.wait(self._lock, seconds)
 
     def take_writing(self, count: int) -> list[int]:
         """Return up to `count` slots to fill, for a thread that may write what they hold."""

@@ -22,7 +22,7 @@ from stafette.kvtransfer.tiers.disk_files import DiskFiles
 from stafette.kvtransfer.tiers.disk_format import Head, Record, checksum
 from stafette.kvtransfer.tiers.host_tier import Emit, Snapshot
 from stafette.kvtransfer.tiers.job import Outcome
-from stafette.kvtransfer.tiers.positional import Syscalls
+from stafette.kvtransfer.tiers.machinery import Machinery
 from stafette.kvtransfer.tiers.registry import make_policy
 from stafette.kvtransfer.tiers.stats import Counters
 
@@ -38,7 +38,7 @@ class DiskTier:
         head: Head,
         lock: Condition,
         emit: Emit,
-        syscalls: Syscalls | None = None,
+        machinery: Machinery | None = None,
     ) -> None:
         size = num_blocks(config, head.block_bytes)
         self.config = config
@@ -58,7 +58,7 @@ class DiskTier:
         self._calls = count()
         self._under_way: dict[int, float] = {}  # calls, and since when
         try:
-            self._files = DiskFiles(config, head, size, syscalls)
+            self._files = (machinery or Machinery()).disk_files(config, head, size)
         except OSError as error:
             self.counters.errors += 1
             self._switch_off(f"it cannot be opened: {error}")

@@ -9,7 +9,7 @@ from functools import partial
 from stafette.kvtransfer.errors import KvTransferError
 from stafette.kvtransfer.tiers.cache import Entry
 from stafette.kvtransfer.tiers.job import BlockJob, Outcome
-from stafette.kvtransfer.tiers.lane import Lane
+from stafette.kvtransfer.tiers.machinery import Lanes
 from stafette.kvtransfer.tiers.shared import Shared
 from stafette.kvtransfer.tiers.source import BlockSource
 from stafette.kvtransfer.tiers.stats import Counters
@@ -59,7 +59,7 @@ class Loader:
         self,
         shared: Shared,
         source: BlockSource | None,
-        lanes: tuple[Lane, Lane],
+        lanes: tuple[Lanes, Lanes],
         deliver: Callable[[Sequence[Arrival]], None],
     ) -> None:
         self.peer_counters = Counters()
@@ -113,7 +113,7 @@ class Loader:
             self._arrived(part, rows, self._fill(part, rows))
         self._end_all(left, Outcome.DROPPED)
 
-    def _by_lane(self, loads: Sequence[Load]) -> list[tuple[Lane, list[Load]]]:
+    def _by_lane(self, loads: Sequence[Load]) -> list[tuple[Lanes, list[Load]]]:
         on_disk = [load for load in loads if load.place is not None]
         at_peers = [load for load in loads if load.place is None]
         return [(self._reads, on_disk), (self._fetches, at_peers)]
@@ -128,10 +128,11 @@ class Loader:
 
     def _take_rows(self, count: int) -> list[int]:
         """Return some slots; while everything is held, wait for a moment."""
-        shared, deadline = self._shared, time.monotonic() + _ROOM_PATIENCE_S
-        while not (rows := shared.demoter.take_writing(count)) and time.monotonic() < deadline:
+        shared, machinery = self._shared, self._shared.machinery
+        deadline = machinery.now() + _ROOM_PATIENCE_S
+        while not (rows := shared.demoter.take_writing(count)) and machinery.now() < deadline:
             with shared.lock:
-                shared.lock.wait(_ROOM_PAUSE_S)
+                machinery.wait(shared.lock, _ROOM_PAUSE_S)
         return rows
 
     def _fill(self, loads: Sequence[Load], rows: Sequence[int]) -> list[Outcome]:

@@ -8,8 +8,8 @@ from functools import partial
 
 from stafette.kvtransfer.tiers.cache import Entry
 from stafette.kvtransfer.tiers.job import Outcome
-from stafette.kvtransfer.tiers.lane import Lane
 from stafette.kvtransfer.tiers.loading import Arrival, Load, Loader, Request
+from stafette.kvtransfer.tiers.machinery import Lanes
 from stafette.kvtransfer.tiers.shared import Shared
 from stafette.kvtransfer.tiers.source import BlockSource
 
@@ -22,7 +22,7 @@ class Onboarder:
     """`lanes` are the disk's and the peers'."""
 
     def __init__(
-        self, shared: Shared, source: BlockSource | None, lanes: tuple[Lane, Lane]
+        self, shared: Shared, source: BlockSource | None, lanes: tuple[Lanes, Lanes]
     ) -> None:
         self._shared = shared
         self._preheats = lanes[0 if source is None else 1]

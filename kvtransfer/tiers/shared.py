@@ -10,7 +10,7 @@ from stafette.kvtransfer.tiers.demotion import Demoter
 from stafette.kvtransfer.tiers.device import DeviceBlocks
 from stafette.kvtransfer.tiers.disk_tier import DiskTier
 from stafette.kvtransfer.tiers.host_tier import HostTier
-from stafette.kvtransfer.tiers.lane import Lane
+from stafette.kvtransfer.tiers.machinery import Lanes, Machinery
 from stafette.kvtransfer.tiers.stats import Calls
 
 Item = TypeVar("Item")
@@ -24,8 +24,9 @@ class Shared:
     disk: DiskTier | None
     demoter: Demoter
     device: DeviceBlocks
-    copies: Lane  # between the device and the host
+    copies: Lanes  # between the device and the host
     batch: int  # blocks that are moved in one go
+    machinery: Machinery
     calls: Calls = field(default_factory=Calls)
     generation: int = 0  # counts what was cleared: what is older must not be found again
     num_kept: int = 0  # blocks that were pinned from outside

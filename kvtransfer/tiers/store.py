@@ -21,15 +21,13 @@ from stafette.kvtransfer.tiers.config import TiersConfig
 from stafette.kvtransfer.tiers.demotion import Demoter
 from stafette.kvtransfer.tiers.device import DeviceBlocks
 from stafette.kvtransfer.tiers.disk_tier import DiskTier
-from stafette.kvtransfer.tiers.expiry import Expiry
 from stafette.kvtransfer.tiers.found import Found, Pin
 from stafette.kvtransfer.tiers.host_tier import Emit, HostTier
 from stafette.kvtransfer.tiers.job import BlockJob, Outcome
-from stafette.kvtransfer.tiers.lane import Lane
 from stafette.kvtransfer.tiers.loading import Request
+from stafette.kvtransfer.tiers.machinery import Machinery
 from stafette.kvtransfer.tiers.offloading import Offer, Offloader
 from stafette.kvtransfer.tiers.onboarding import Onboarder
-from stafette.kvtransfer.tiers.positional import Syscalls
 from stafette.kvtransfer.tiers.shared import Overwrite, Shared
 from stafette.kvtransfer.tiers.source import BlockSource
 from stafette.kvtransfer.tiers.stats import StoreStats, Waiting
@@ -48,24 +46,26 @@ class TieredStore:
         device: DeviceBlocks,
         emit: Emit = _ignore,
         source: BlockSource | None = None,
-        syscalls: Syscalls | None = None,
+        machinery: Machinery | None = None,
     ) -> None:
         self.config = config
+        self._machinery = machinery = machinery or Machinery()
         self._source = source
         self._closed = False
         self._onboarding = 0  # blocks
         lock = threading.Condition()
-        host, disk = _open(config, device, lock, emit, syscalls)
+        host, disk = _open(config, device, lock, emit, machinery)
         limit = config.max_onboard_blocks
         batch = config.batch_blocks(device.block_bytes, host.num_blocks)
-        self._copies = Lane("tiers-copy", 1, (limit, config.max_offload_blocks))
-        self._reads = Lane("tiers-disk", config.disk_threads, (limit, config.max_demote_blocks))
-        self._fetches = Lane("tiers-peer", config.peer_threads, (limit, limit))
-        demoter = Demoter(host, disk, self._reads, lock, batch)
-        self._shared = Shared(lock, host, disk, demoter, device, self._copies, batch)
+        lane, disk_limits = machinery.lane, (limit, config.max_demote_blocks)
+        self._copies = lane("tiers-copy", 1, (limit, config.max_offload_blocks))
+        self._reads = lane("tiers-disk", config.disk_threads, disk_limits)
+        self._fetches = lane("tiers-peer", config.peer_threads, (limit, limit))
+        demoter = Demoter(host, disk, self._reads, lock, batch, machinery)
+        self._shared = Shared(lock, host, disk, demoter, device, self._copies, batch, machinery)
         self._offloader = Offloader(self._shared, config.patience_s)
         self._onboarder = Onboarder(self._shared, source, (self._reads, self._fetches))
-        self._expiry = Expiry(self._look)
+        self._expiry = machinery.expiry(self._look)
 
     @property
     def host_memory(self) -> SharedMemory:
@@ -230,7 +230,7 @@ class TieredStore:
         wrong = next((key for key in hashes if len(key) != HASH_BYTES), None)
         if wrong is not None:
             raise InvalidValue("hashes", wrong, f"must have {HASH_BYTES} bytes each")
-        job = BlockJob(hashes, timeout_s)
+        job = BlockJob(hashes, timeout_s, self._machinery.now)
         if self._closed:
             job.settle(range(len(hashes)), Outcome.DROPPED)
         self._expiry.watch(job)
@@ -275,7 +275,7 @@ def _open(
     device: DeviceBlocks,
     lock: threading.Condition,
     emit: Emit,
-    syscalls: Syscalls | None,
+    machinery: Machinery,
 ) -> tuple[HostTier, DiskTier | None]:
     host = HostTier(config.host, device.block_bytes, emit, last=config.disk is None)
     try:
@@ -283,7 +283,7 @@ def _open(
         if config.disk is None:
             return host, None
         head = disk_format.new_head(device.block_bytes, config.compatibility)
-        return host, DiskTier(config.disk, head, lock, emit, syscalls)
+        return host, DiskTier(config.disk, head, lock, emit, machinery)
     except BaseException:
         host.memory.close()
         raise

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
+from stafette.kvtransfer.tiers.config import TiersConfig
 from stafette.platform.config_reading import Part, PartOf, Reader
 from stafette.platform.config_sources import Settings, from_file, overlay_assignments
 from stafette.platform.frontend.errors import InvalidSetting
@@ -24,6 +25,7 @@ from stafette.workers.config import EngineConfig
 from stafette.workers.errors import ConfigError
 from stafette.workers.mocker.config import MockerConfig
 from stafette.workers.mocker.speed_profile import Profile
+from stafette.workers.mocker.tier_speed import TierSpeed
 from stafette.workers.service.standing import Role
 
 MODEL = "twin"
@@ -94,6 +96,8 @@ class TwinConfig:
     pools: Mapping[str, TwinPool]
     slo: SloConfig = SloConfig()
     engine: Annotated[Part[EngineConfig], _ENGINE] = _ENGINE.empty()  # of every pool
+    tiers: TiersConfig | None = None  # of each worker, as a deployment's; no file is touched
+    tier_speed: TierSpeed = TierSpeed()
     router: RouterConfig = RouterConfig()
     dispatch: Annotated[Part[DispatchConfig], _DISPATCH] = _DISPATCH.empty()
     faults: tuple[FaultConfig, ...] = ()
@@ -144,6 +148,8 @@ class TwinConfig:
             engine=self.engine_flags(pool),
             profile=self.pools[pool].speed or Profile(),
             vocab_size=VOCABULARY,
+            tiers=self.tiers,
+            tier_speed=self.tier_speed,
             worker_class=self.worker_class(pool),
         )
 

@@ -7,6 +7,7 @@ from typing import Literal
 from stafette.kvtransfer.events import EventBatch
 from stafette.platform.frontend.errors import InvalidSetting
 from stafette.platform.twin.config import MODEL, TwinConfig
+from stafette.platform.twin.tiers import TierTally
 from stafette.router.hashing import Hashers
 from stafette.router.index import CacheSpec
 from stafette.router.load import LoadReport
@@ -59,6 +60,7 @@ class Fleet:
         self.replicas: dict[str, Replica] = {}  # those that are not gone
         self.gone: list[Replica] = []
         self.pools: dict[str, Pool] = {}
+        self.tiers = TierTally(config.block_size)
         self.on_deltas: OnDeltas = lambda deltas: None
         self.on_stretch: OnStretch = lambda stretch: None
         self.on_change: Callable[[], None] = lambda: None
@@ -127,8 +129,7 @@ class Fleet:
         replica = self.find(whom)
         if replica is None or replica.worker is None:
             return
-        name = replica.name
-        self.cluster.kill(name)
+        self._end(replica.name, replica.worker)
         replica.worker = None
         if noticed_s:
             self._time.at(self._time.now + noticed_s, lambda: self._note_loss(replica))
@@ -209,6 +210,13 @@ class Fleet:
                     ),
                 )
 
+    def close(self) -> None:
+        """The run is over: count what the tiers of those that are left have done."""
+        for one in self.replicas.values():
+            if one.worker is not None:
+                self.tiers.add(one.worker, living=True)
+                one.worker.end_tiers()
+
     # The life of a replica
 
     def _make(self, pool: Pool) -> Replica:
@@ -259,7 +267,7 @@ class Fleet:
         if busy or self.legs_of(replica.name):
             self._time.at(self._time.now + _LOOK_S, lambda: self._look(replica))
             return
-        self.cluster.kill(replica.name)
+        self._end(replica.name, worker)
         self._router.unregister(replica.name)
         self._gone(replica)
 
@@ -272,6 +280,12 @@ class Fleet:
         pool = self.pools[replica.pool]
         if was_wanted:
             self._start(self._make(pool))
+
+    def _end(self, name: str, worker: Mocker) -> None:
+        """Let a process be over, at once, and its tiers with it."""
+        self.cluster.kill(name)
+        self.tiers.add(worker)
+        worker.end_tiers()
 
     def _gone(self, replica: Replica) -> None:
         replica.state, replica.gone_s, replica.worker = "gone", self._time.now, None

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from stafette.platform.planner.config import SloConfig
 from stafette.platform.twin.tally import Served, percentile
+from stafette.platform.twin.tiers import TierUse
 from stafette.platform.twin.timeline import Moment
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ class Results:
     changes: Mapping[str, int]  # of the wanted replicas, by pool
     token_gap_ms: Mapping[str, float]  # over all gaps between tokens
     hit_share: float  # of prompt tokens
+    tiers: Mapping[str, TierUse]  # by tier, the device first; empty without tiers
     counters: Mapping[str, int]
     timeline: Sequence[Moment]
 
@@ -52,6 +54,7 @@ class Results:
             changes={name: pool.changes for name, pool in fleet.pools.items()},
             token_gap_ms=tally.gaps.to_dict(),
             hit_share=cached / prompts if prompts else 0.0,
+            tiers=fleet.tiers.uses(),
             counters={
                 "handed_over": dispatch.handed_over,
                 "pulled": dispatch.pulled,
@@ -111,6 +114,7 @@ class Results:
             "prompt_tokens": sum(each.prompt_tokens for each in self.served),
             "output_tokens": output,
             "hit_share": self.hit_share,
+            "tiers": {name: asdict(use) for name, use in self.tiers.items()},
             "gpu_hours": {**self.gpu_hours, "all": self.all_gpu_hours},
             "cost": self.cost,
             "changes": dict(self.changes),

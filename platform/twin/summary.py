@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from stafette.platform.twin.results import Results
 from stafette.platform.twin.tally import percentile
+from stafette.platform.twin.tiers import TierUse
 
 Rows = Sequence[tuple[str, str]]
 
@@ -32,6 +33,7 @@ def summary_rows(results: Results) -> Rows:
         ("between tokens, all", _times(results.token_gap_ms, None)),
         ("throughput", f"{per_s:,.0f} tokens/s over {results.duration_s:,.0f} s"),
         ("prompt tokens found cached", f"{100 * results.hit_share:.1f} %"),
+        *((f"found on the {name}", _tier(use)) for name, use in results.tiers.items()),
         ("GPU-hours", f"{results.all_gpu_hours:,.2f} ({gpu_hours}), cost {results.cost:,.2f}"),
         ("changes of replicas", f"{changes}"),
     ]
@@ -60,6 +62,16 @@ def _promises(results: Results) -> str:
         f"{ttft:,.0f} of {slo.ttft_ms:,.0f} ms, between tokens p{slo.itl_percentile:g} "
         f"{itl:,.1f} of {slo.itl_ms:,.1f} ms"
     )
+
+
+def _tier(use: TierUse) -> str:
+    told = f"{100 * use.found_share:.1f} % of prompts' blocks"
+    if use.stored_tokens:
+        told += f"; {use.stored_tokens:,} tokens stored, {use.evicted_tokens:,} evicted"
+        told += f", {100 * use.usage:.0f} % full at the end"
+    if use.lost_tokens:
+        told += f"; {use.lost_tokens:,} not written to disk in time"
+    return told
 
 
 def _times(spread_ms: Mapping[str, float], limit_ms: float | None) -> str:

@@ -51,6 +51,7 @@ class Twin:
         self.serve(self.workload)
         self.timeline.mark(self)
         self.router.close()
+        self.fleet.close()
         return Results.of(self)
 
     def begin(self) -> None:

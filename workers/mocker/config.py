@@ -4,9 +4,11 @@ from dataclasses import dataclass
 
 from stafette.kvtransfer.connectors.p2p.config import P2pConfig
 from stafette.kvtransfer.event_stream.publisher import PublisherConfig
+from stafette.kvtransfer.tiers.config import TiersConfig
 from stafette.workers.config import EngineConfig
 from stafette.workers.errors import ConfigError
 from stafette.workers.mocker.speed_profile import Profile
+from stafette.workers.mocker.tier_speed import TierSpeed
 from stafette.workers.service.standing import ROLES, Role
 
 DEFAULT_FLAGS = EngineConfig(
@@ -28,6 +30,8 @@ class MockerConfig:
     mean_output_tokens: float = 0.0  # until a modelled end of text; 0: only limits end an answer
     p2p: P2pConfig = P2pConfig()  # its lease and its timeouts
     events: PublisherConfig = PublisherConfig()
+    tiers: TiersConfig | None = None  # below the pool
+    tier_speed: TierSpeed = TierSpeed()
     worker_class: str = ""  # those of one class are equally fast
 
     def __post_init__(self) -> None:

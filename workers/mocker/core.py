@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from stafette.kvtransfer.blocks import BlockHasher
-from stafette.kvtransfer.connectors.connector import KvRequest
+from stafette.kvtransfer.connectors.connector import KvConnector, KvRequest
+from stafette.kvtransfer.connectors.multi import MultiConnector
 from stafette.kvtransfer.errors import KvTransferError
 from stafette.kvtransfer.event_log import EventLog
 from stafette.kvtransfer.events import EventBatch
@@ -25,6 +26,7 @@ from stafette.workers.mocker.config import MockerConfig
 from stafette.workers.mocker.connector import MockConnector
 from stafette.workers.mocker.glide import Flight, Glide, Stretch, decodes, steps_ahead
 from stafette.workers.mocker.news import News, NoWire, Wire
+from stafette.workers.mocker.tiers import tiers_of
 from stafette.workers.request import OutputDelta, Request
 from stafette.workers.scheduler import Scheduler, SchedulerConfig
 from stafette.workers.sequence import Sequence
@@ -96,8 +98,13 @@ class Mocker:
         self.steps = StepClock()
         self._agenda = Agenda()
         self.connector = MockConnector(config, self._agenda, self.now, wire or NoWire())
-        self.imports = Imports(self, self.connector, self._post)
-        self.exports = Exports(self, self.connector, self._post)
+        timing = (self._agenda, self.now, lambda: self.on_wake())
+        self.tiers = tiers_of(config, timing, kv_events.add)
+        self._ways: KvConnector = self.connector  # all that blocks come by, and go
+        if self.tiers is not None:
+            self._ways = MultiConnector((self.tiers, self.connector))
+        self.imports = Imports(self, self._ways, self._post)
+        self.exports = Exports(self, self._ways, self._post)
 
     # Requests
 
@@ -174,6 +181,8 @@ class Mocker:
         try:
             self.settle()
             self._agenda.run(now)
+            if self.tiers is not None:
+                self.tell_kv_events()
             self._check_glide()
             if self._glide is not None:
                 self._end_glide(self._glide, now)
@@ -234,7 +243,7 @@ class Mocker:
         """Forget every prefix; what runs goes on."""
         self._land()
         self.pool.reset_prefix_cache()
-        self.connector.reset_cache()
+        self._ways.reset_cache()
         self.tell_kv_events()
 
     def close(self) -> None:
@@ -244,8 +253,13 @@ class Mocker:
             self.abort(request_id)
         self.imports.close()
         self.exports.close()
-        self.connector.close()
+        self._ways.close()
         self._agenda.run(self.now())
+
+    def end_tiers(self) -> None:
+        """Give back what tiers take of this process: the worker is gone, or the run over."""
+        if self.tiers is not None:
+            self.tiers.close()
 
     # What a hand-over needs (KvHost)
 
@@ -265,6 +279,8 @@ class Mocker:
     def tell_kv_events(self) -> None:
         if events := self.kv_events.flush():
             self.on_kv_events(events)
+            if self._ways.saves_all:
+                self.exports.pass_on_all(events.events)
 
     # The life of a request
 
@@ -288,7 +304,7 @@ class Mocker:
         """Return what a hand-over knows of a request, and its prompt's words."""
         words = self.check(request, words)
         try:
-            self.connector.check(params)
+            self._ways.check(params)
         except KvTransferError as error:
             raise RequestError("params", params, str(error)) from error
         wanted = kv_request(request, words, params, self._hasher)
@@ -319,7 +335,7 @@ class Mocker:
             exported = self.exports.finish(each.wanted, reason)
             each.on_exported(replace(exported, num_cached_tokens=each.num_cached_tokens))
         elif began:
-            self.connector.finish(each.wanted)
+            self._ways.finish(each.wanted)
 
     # A step
 
@@ -380,7 +396,7 @@ class Mocker:
     def _begin_glide(self, now: float) -> bool:
         """Glide over the steps to come, if nothing can happen between them."""
         flights = self._in_flight
-        if self._awaiting or self._num_exporting or len(flights) != self._depth - 1:
+        if self._awaiting or self._num_exporting or self.tiers or len(flights) != self._depth - 1:
             return False
         seqs = self.scheduler.steady()
         if not seqs or not all(self._by_seq[seq.seq_id].begun for seq in seqs):

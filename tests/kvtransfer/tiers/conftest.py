@@ -9,6 +9,7 @@ from stafette.kvtransfer.blocks import HASH_BYTES, ROOT
 from stafette.kvtransfer.event_log import CachedBlocks
 from stafette.kvtransfer.tiers.config import DiskConfig, HostConfig, TiersConfig
 from stafette.kvtransfer.tiers.device import ArrayBlocks
+from stafette.kvtransfer.tiers.machinery import Machinery
 from stafette.kvtransfer.tiers.store import TieredStore
 
 BLOCK_BYTES = 4096
@@ -43,7 +44,8 @@ class Rig:
         self.memory = np.zeros((num_slots, BLOCK_BYTES), np.uint8)
         self.device = device(self.memory) if device else ArrayBlocks(self.memory)
         self.events = CachedBlocks()
-        self.store = TieredStore(config, self.device, self.events.apply, source, syscalls)
+        machinery = Machinery(syscalls)
+        self.store = TieredStore(config, self.device, self.events.apply, source, machinery)
         self._next_slot = 0
 
     def slots(self, count):
