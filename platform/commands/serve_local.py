@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from stafette.platform.observability.page import Page
     from stafette.workers import AsyncEngine
     from stafette.workers.engine import Engine
+    from stafette.workers.weights.advised_sampling import Advice
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -52,13 +53,15 @@ async def _serve(
     metrics: MetricsConfig,
 ) -> None:
     from stafette.platform.frontend.server import listen
+    from stafette.workers.weights.advised_sampling import advised_sampling
 
     keys = api_keys(config)
+    advice = advised_sampling(config.generation_config, flags.model)
     with listen(config) as listener:  # first: a port in use is known before a model is loaded
         engine = await _engine(flags, loras)
         try:
             async with _page(engine, config, metrics) as page:
-                await _run(engine, config, keys, listener, page)
+                await _run(engine, config, keys, listener, page, advice)
         finally:
             await engine.close()
 
@@ -111,6 +114,7 @@ async def _run(
     keys: tuple[ApiKey, ...] | None,
     listener: socket.socket,
     page: "Page",
+    advice: "Advice",
 ) -> None:
     from stafette.platform.frontend.app import Frontend
     from stafette.platform.frontend.local import LocalGenerator
@@ -119,7 +123,8 @@ async def _run(
     from stafette.workers.garbage import settle
 
     core = engine.engine
-    served = Served.of(config, core.config.model, core.tokenizer, core.max_model_len)
+    model = core.config.model
+    served = Served.of(config, model, core.tokenizer, core.max_model_len, advice)
     server = Server(Frontend(served, LocalGenerator(engine), config, keys, page))
     url = address(config, listener)
     settle()

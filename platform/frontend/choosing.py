@@ -12,6 +12,7 @@ from stafette.platform.frontend.protocol.sampling import (
     StructuredOutputs,
     TextFormat,
 )
+from stafette.platform.frontend.served import Served
 from stafette.workers.sampling.params import SamplingParams, StructuredKind, StructuredOutput
 
 _AS_THEY_ARE = (
@@ -44,13 +45,14 @@ def sampling_values(fields: SamplingFields) -> dict[str, Any]:
 
 
 def sampling_params(
-    values: dict[str, Any], max_tokens: int | None, max_model_len: int
+    values: dict[str, Any], max_tokens: int | None, served: Served
 ) -> SamplingParams:
     """Return the engine's parameters. More tokens than the model can hold are as good as all."""
-    most = max_model_len if max_tokens is None else min(max_tokens, max_model_len)
+    longest = served.max_model_len
+    most = longest if max_tokens is None else min(max_tokens, longest)
     if values.get("min_tokens", 0) > most:
         raise wrong("min_tokens", values["min_tokens"], f"must not exceed max_tokens = {most}")
-    return SamplingParams(**values, max_tokens=most)
+    return SamplingParams(**{**served.sampling, **values}, max_tokens=most)
 
 
 def structured_of(

@@ -30,6 +30,10 @@ class FrontendConfig:
     keep_alive_s: float = 75.0  # a connection without a request
     drain_timeout_s: float = 30.0  # for what is in flight at the end
 
+    # what requests leave open: auto: as the model's maker advises; vllm: OpenAI's defaults; or a
+    # directory with a generation_config.json
+    generation_config: str = "auto"
+
     # reading answers
     tool_parser: str = "auto"  # auto: by the chat template
     reasoning_parser: str = "auto"

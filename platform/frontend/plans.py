@@ -85,7 +85,7 @@ class Planner:
         skips = talk.values.get("skip_special_tokens", True)
         values = talk.values | {"structured": structured}
         values["skip_special_tokens"] = skips and not reads_special
-        params = sampling_params(values, talk.max_tokens, self.served.max_model_len)
+        params = sampling_params(values, talk.max_tokens, self.served)
         plan = self.of_prompts(talk.body, exchange, [prompt], params)
         plan.new_parser = self._parser(talk.tools, structured, prompt)
         plan.hides_ends = skips and reads_special

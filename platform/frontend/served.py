@@ -8,6 +8,7 @@ from stafette.platform.frontend.config import FrontendConfig
 from stafette.platform.frontend.errors import NotFound, shown, wrong
 from stafette.platform.frontend.parsing.registry import reasoning_parser, tool_parser
 from stafette.platform.frontend.parsing.tool_parser import ToolParser
+from stafette.workers.weights.advised_sampling import Advice
 from stafette.workers.weights.tokenizer import Tokenizer
 
 _SHOWN_NAMES = 20
@@ -21,11 +22,17 @@ class Served:
     max_model_len: int
     tool_parser: type[ToolParser] | None
     reasoning_parser: str | None
+    sampling: Advice = field(default_factory=dict)  # where a request leaves it open
     created: int = field(default_factory=lambda: int(time.time()))
 
     @classmethod
     def of(
-        cls, config: FrontendConfig, model: str, tokenizer: Tokenizer, max_model_len: int
+        cls,
+        config: FrontendConfig,
+        model: str,
+        tokenizer: Tokenizer,
+        max_model_len: int,
+        sampling: Advice | None = None,
     ) -> "Served":
         templates = "\n".join(tokenizer.chat_templates.values())
         return cls(
@@ -35,6 +42,7 @@ class Served:
             max_model_len=max_model_len,
             tool_parser=tool_parser(config.tool_parser, templates),
             reasoning_parser=reasoning_parser(config.reasoning_parser, templates),
+            sampling=sampling or {},
         )
 
     @property

@@ -34,6 +34,7 @@ from stafette.platform.serving.planner_handle import PlannerHandle
 from stafette.platform.serving.serve_ingress import Forwarder
 from stafette.workers.garbage import settle
 from stafette.workers.service.server import WorkerServer
+from stafette.workers.weights.advised_sampling import advised_sampling
 
 _log = logging.getLogger(__name__)
 
@@ -139,7 +140,9 @@ class FrontendReplica:
             length = min((n for n in lengths if isinstance(n, int)), default=None)
             if length is None:
                 await front.fleet.changed.wait()
-        return Served.of(api_settings(config.frontend), config.model, front.tokenizer, length)
+        api = api_settings(config.frontend)
+        advice = advised_sampling(api.generation_config, config.model)
+        return Served.of(api, config.model, front.tokenizer, length, advice)
 
     async def _overview(self) -> list[dict[str, Any]]:
         return overview(self._front.fleet)

@@ -25,6 +25,7 @@ from stafette.platform.frontend.server import listen
 from stafette.platform.serving.planned_sizes import begin_empty, with_planned_sizes
 from stafette.platform.serving.shrinking import Tell, retire_surplus
 from stafette.workers.errors import EngineDead
+from stafette.workers.weights.advised_sampling import advised_sampling
 from stafette.workers.weights.opening import resolve
 
 LOCAL = "local"
@@ -56,6 +57,7 @@ def on_ray(config: Config, choice: RayChoice, tell: Tell) -> Iterator[None]:
             raise InvalidSetting("--detach", True, remedy)
         check_room(config)
         resolve(config.model)
+        advised_sampling(config.frontend.generation_config, config.model)
         listen(config.frontend).close()  # a port in use is known before anything is started
         tell("starting Ray on this machine")
     else:

@@ -69,7 +69,7 @@ def _params(body: CompletionRequest, planner: Planner) -> SamplingParams:
         if body.echo:
             values["prompt_logprobs"] = body.logprobs
     most = 1 if body.max_tokens == 0 else body.max_tokens  # the engine always makes one
-    return sampling_params(values, most, planner.served.max_model_len)
+    return sampling_params(values, most, planner.served)
 
 
 def _form(body: CompletionRequest, plan: Plan, tokenizer: Tokenizer) -> CompletionForm:

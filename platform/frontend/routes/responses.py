@@ -9,7 +9,7 @@ from stafette.platform.frontend.choosing import structured_of
 from stafette.platform.frontend.errors import cannot, wrong
 from stafette.platform.frontend.ids import new_id
 from stafette.platform.frontend.messages import TemplateMessage, arguments_of
-from stafette.platform.frontend.plans import Talk, refuse
+from stafette.platform.frontend.plans import Plan, Talk, refuse
 from stafette.platform.frontend.prompts import Conversation
 from stafette.platform.frontend.protocol.responses import (
     FunctionCallItem,
@@ -45,7 +45,7 @@ async def responses(services: Services, exchange: Exchange) -> None:
     if body.top_logprobs and _LOGPROBS not in (body.include or ()):
         raise wrong("top_logprobs", body.top_logprobs, f"needs include: ['{_LOGPROBS}']")
     plan = await services.planner.of_talk(_talk(body, services), exchange)
-    writer = ResponseWriter(plan, services.served.tokenizer, int(time.time()), _told(body))
+    writer = ResponseWriter(plan, services.served.tokenizer, int(time.time()), _told(body, plan))
     if body.stream:
         await services.serving.stream(exchange, plan, writer)
     else:
@@ -147,10 +147,10 @@ def _text(content: InputContent, path: str) -> str:
     return "\n".join(texts)
 
 
-def _told(body: ResponsesRequest) -> dict[str, Any]:
+def _told(body: ResponsesRequest, plan: Plan) -> dict[str, Any]:
     """Return what a response repeats of its request."""
     text = body.text or TextOptions()
-    choice = body.tool_choice
+    choice, params = body.tool_choice, plan.requests[0].params
     return {
         "background": False,
         "instructions": body.instructions,
@@ -160,14 +160,14 @@ def _told(body: ResponsesRequest) -> dict[str, Any]:
         "previous_response_id": None,
         "reasoning": {"effort": body.reasoning.effort if body.reasoning else None, "summary": None},
         "store": False,
-        "temperature": 1.0 if body.temperature is None else body.temperature,
+        "temperature": params.temperature,
         "text": {
             "format": text.format.model_dump(by_alias=True) if text.format else {"type": "text"}
         },
         "tool_choice": choice.model_dump() if isinstance(choice, NamedTool) else choice or "auto",
         "tools": [tool.model_dump() for tool in body.tools or ()],
         "top_logprobs": body.top_logprobs or 0,
-        "top_p": 1.0 if body.top_p is None else body.top_p,
+        "top_p": params.top_p,
         "truncation": "disabled",
         "user": body.user,
     }

@@ -131,10 +131,10 @@ class Api:
 
     root_path = ""
 
-    def __init__(self, tokenizer, generator, keys=None, **settings):
+    def __init__(self, tokenizer, generator, keys=None, advice=None, **settings):
         self.generator = generator
         config = FrontendConfig(served_model_name=("small", "alias"), **settings)
-        served = Served.of(config, "small-model", tokenizer, MAX_MODEL_LEN)
+        served = Served.of(config, "small-model", tokenizer, MAX_MODEL_LEN, advice)
         self.app = Frontend(served, generator, config, keys)
 
     async def get(self, path, **headers):

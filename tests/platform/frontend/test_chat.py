@@ -248,6 +248,19 @@ async def test_an_unknown_model_is_not_found_and_the_known_are_listed(api):
     assert "small" in reply.error["message"]
 
 
+async def test_what_a_request_leaves_open_is_as_the_model_advises(make_api):
+    api = make_api(advice={"temperature": 0.2, "top_p": 0.9})
+
+    await api.chat()
+    await api.chat(temperature=0, top_p=None)
+    await api.post("/v1/completions", prompt="Hi", temperature=1)
+    told = (await api.post("/v1/responses", input="Hi", top_p=0.5)).json()
+
+    chosen = [(each.params.temperature, each.params.top_p) for each in api.generator.requests]
+    assert chosen == [(0.2, 0.9), (0, 0.9), (1, 0.9), (0.2, 0.5)]
+    assert (told["temperature"], told["top_p"]) == (0.2, 0.5)
+
+
 async def test_an_adapter_is_named_as_the_model_or_beside_it(api, script):
     api.generator.state = type(api.generator.state)(loras=("tuned",))
 
