@@ -1,16 +1,22 @@
 """One scenario under one policy: from the twin's results to the few figures that are compared."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, exp
 from statistics import NormalDist
 
 import numpy as np
 
+from benchmarks.planner.policies.clairvoyant import SIGHTS, Clairvoyant, Foreseen, Sight, needs
 from benchmarks.planner.policies.dynamo import Dynamo, Knobs
 from benchmarks.planner.policies.fixed import Fixed, sized_for
 from benchmarks.planner.policies.queue_length import QueueLength
-from benchmarks.planner.scenarios import MOST_REPLICAS, SHIFT_AT_S, STEP_AT_S, Scenario
+from benchmarks.planner.scenarios import (
+    MOST_REPLICAS,
+    SHIFT_AT_S,
+    STARTUP_S,
+    Scenario,
+)
 from stafette.platform.planner.engine_model import EngineModel
 from stafette.platform.planner.shape import Shape, Values
 from stafette.platform.planner.sizing import Sizer
@@ -22,8 +28,9 @@ from stafette.platform.twin.workloads.config import LengthsConfig
 from stafette.platform.twin.workloads.making import make_workload
 
 PEAK, MEAN, RAY, DYNAMO = "static peak", "static mean", "Ray Serve", "Dynamo"
-OURS, NO_FLIPS = "ours", "ours, no flips"
-POLICIES = (PEAK, MEAN, RAY, DYNAMO, OURS, NO_FLIPS)
+OURS, NO_FLIPS, CLAIRVOYANT = "ours", "ours, no flips", "clairvoyant"
+POLICIES = (CLAIRVOYANT, PEAK, MEAN, RAY, DYNAMO, OURS, NO_FLIPS)
+KEPT = 0.99  # of requests, that the promise is about
 # Dynamo's with other knobs: the limits it is told, and its least replicas, as shares of what was
 # promised and of static peak. Who does so knows the peak beforehand.
 FRONTIER = {
@@ -55,24 +62,49 @@ class Figures:
 
 
 def measure(scenario: Scenario, policy: str, seed: int) -> Figures:
+    if policy == CLAIRVOYANT:
+        return _foreseen(scenario, seed)
+    config = scenario.config(seed, _first_replicas(scenario, policy), flips=policy != NO_FLIPS)
+    return _run(scenario, policy, config, _make(scenario, policy, config))
+
+
+def _foreseen(scenario: Scenario, seed: int) -> Figures:
+    """Return the first that keeps the promise, from the one that takes fewest workers on."""
     began = time.process_time()
-    flips = policy != NO_FLIPS
-    config = scenario.config(seed, _first_replicas(scenario, policy), flips)
-    chosen = _make(scenario, policy, config)
+    workload = make_workload(replace(scenario.workload, seed=seed))
+    foreseen = Foreseen.of(workload.arrivals())
+    for sight in SIGHTS:
+        found = _seen(scenario, seed, foreseen, sight)
+        if found.attainment >= KEPT:
+            break
+    return replace(found, took_s=time.process_time() - began)
+
+
+def _seen(scenario: Scenario, seed: int, foreseen: Foreseen, sight: Sight) -> Figures:
+    config = scenario.config(seed, {"prefill": 1, "decode": 1}, flips=True)
+    model = pool_specs(config)["decode"].model
+    needed = needs(foreseen, Sizer(model, scenario.slo), model, sight)
+    chosen = Clairvoyant(Planned(planner_of(config)), needed, STARTUP_S)
+    config = scenario.config(seed, chosen.first, flips=True)
+    return _run(scenario, CLAIRVOYANT, config, chosen)
+
+
+def _run(scenario: Scenario, policy: str, config: TwinConfig, chosen: OnTick) -> Figures:
+    began = time.process_time()
     twin = Twin(config, make_workload(config.workload), chosen)
     results = twin.run()
     plans = chosen.plans if isinstance(chosen, Planned) else []
-    stepped, shifted = scenario.workload.step is not None, scenario.workload.shift is not None
+    step, shifted = scenario.workload.step, scenario.workload.shift is not None
     return Figures(
         scenario=scenario.name,
         policy=policy,
-        seed=seed,
+        seed=config.workload.seed,
         requests=len(results.served),
         attainment=results.attainment,
         gpu_hours=results.all_gpu_hours,
         changes=sum(results.changes.values()),
         flips=sum(len(plan.flips) for plan in plans),
-        recovery_s=_recovery_s(results) if stepped else None,
+        recovery_s=_recovery_s(results, step.at_s) if step is not None else None,
         violation_s=_violation_s(results, scenario.mean_s) if shifted else None,
         took_s=time.process_time() - began,
     )
@@ -150,16 +182,16 @@ def _half_full(scenario: Scenario, model: EngineModel) -> float:
     return max(1.0, 0.5 * most)
 
 
-def _recovery_s(results: Results) -> float:
+def _recovery_s(results: Results, step_s: float) -> float:
     """Return when, after the step, the last window began in which too few promises were kept."""
-    came = sorted((each.at_s, each.kept) for each in results.served if each.at_s >= STEP_AT_S)
-    at, last, end = STEP_AT_S, STEP_AT_S, came[-1][0]
+    came = sorted((each.at_s, each.kept) for each in results.served if each.at_s >= step_s)
+    at, last, end = step_s, step_s, came[-1][0]
     while at < end:
         window = [kept for when, kept in came if at <= when < at + _WINDOW_S]
         if window and sum(window) < _RECOVERED * len(window):
             last = max(when for when, kept in came if at <= when < at + _WINDOW_S and not kept)
         at += _WINDOW_S / 6
-    return last - STEP_AT_S
+    return last - step_s
 
 
 def _violation_s(results: Results, rate: float) -> float:

@@ -32,9 +32,9 @@ LARGE = Profile(
     decode_ms_per_kv_token=1e-4,
     kv_bytes_per_token=327_680,
 )
-_USUAL = LengthsConfig(prompt_tokens=3_000, output_tokens=100, prompt_spread=0.4, output_spread=0.4)
-_INPUT_HEAVY = replace(_USUAL, prompt_tokens=6_000, output_tokens=40, prompt_spread=0.3)
-_OUTPUT_HEAVY = replace(_USUAL, prompt_tokens=1_000, output_tokens=250)
+USUAL = LengthsConfig(prompt_tokens=3_000, output_tokens=100, prompt_spread=0.4, output_spread=0.4)
+_INPUT_HEAVY = replace(USUAL, prompt_tokens=6_000, output_tokens=40, prompt_spread=0.3)
+_OUTPUT_HEAVY = replace(USUAL, prompt_tokens=1_000, output_tokens=250)
 _SLO = SloConfig(ttft_ms=5_000, ttft_percentile=99, itl_ms=80, itl_percentile=99)
 _TRACE_SLO = SloConfig(ttft_ms=8_000, ttft_percentile=99, itl_ms=50, itl_percentile=99)
 
@@ -46,7 +46,7 @@ class Scenario:
     mean_s: float  # requests a second
     peak_s: float
     begin_s: float  # at the beginning
-    peak_lengths: LengthsConfig = _USUAL
+    peak_lengths: LengthsConfig = USUAL
     slo: SloConfig = _SLO
     profile: Profile = LARGE
 
@@ -114,7 +114,7 @@ def _diurnal(duration_s: float) -> Scenario:
     told = DiurnalConfig(requests_s=1.2, period_s=duration_s / 2, bursts=2, burst_factor=2.0)
     return Scenario(
         name="diurnal with bursts",
-        workload=WorkloadConfig(diurnal=told, duration_s=duration_s, lengths=_USUAL),
+        workload=WorkloadConfig(diurnal=told, duration_s=duration_s, lengths=USUAL),
         mean_s=1.2,
         peak_s=1.2 * 1.8 * 2.0,
         begin_s=0.3,
@@ -125,7 +125,7 @@ def _step(duration_s: float) -> Scenario:
     told = StepConfig(requests_s=0.6, factor=5.0, at_s=STEP_AT_S)
     return Scenario(
         name="step x 5",
-        workload=WorkloadConfig(step=told, duration_s=duration_s, lengths=_USUAL),
+        workload=WorkloadConfig(step=told, duration_s=duration_s, lengths=USUAL),
         mean_s=0.6 * (1 + 4 * (1 - STEP_AT_S / duration_s)),
         peak_s=3.0,
         begin_s=0.6,
@@ -154,7 +154,7 @@ def _zero(duration_s: float) -> Scenario:
     return Scenario(
         name="to zero and back",
         workload=WorkloadConfig(
-            stairs=StairsConfig(rates=rates), duration_s=duration_s, lengths=_USUAL
+            stairs=StairsConfig(rates=rates), duration_s=duration_s, lengths=USUAL
         ),
         mean_s=0.8,
         peak_s=1.2,
@@ -166,7 +166,7 @@ def _constant(duration_s: float) -> Scenario:
     return Scenario(
         name="constant",
         workload=WorkloadConfig(
-            poisson=PoissonConfig(requests_s=1.5), duration_s=duration_s, lengths=_USUAL
+            poisson=PoissonConfig(requests_s=1.5), duration_s=duration_s, lengths=USUAL
         ),
         mean_s=1.5,
         peak_s=1.5,

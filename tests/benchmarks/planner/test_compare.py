@@ -43,6 +43,12 @@ def test_where_no_point_keeps_enough_the_one_that_keeps_most_counts():
     assert made.as_good("s") == "tight"
 
 
+def test_share_is_of_the_point_that_is_as_good():
+    made = study(ours=(0.99, 2.0), default=(0.5, 1.0), more=(1.0, 4.0))
+
+    assert made.share("s") == pytest.approx(0.5)
+
+
 def test_the_median_of_seeds_is_what_counts():
     made = study(ours=(0.99, 2.0), default=(0.5, 1.0))
     for seed, kept in ((2, 0.9), (3, 0.7)):
