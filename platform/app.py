@@ -10,9 +10,11 @@ from typing import Any
 
 from ray import serve
 from ray.serve import Application, Deployment
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
 from stafette.platform.config import Config, FrontendPool, PoolConfig, load, load_mapping
 from stafette.platform.frontend.routes.about import own_version
+from stafette.platform.planner.running.plan_policy import PlanPolicy
 from stafette.platform.planner.running.planner_replica import PlannerReplica
 from stafette.platform.planner.running.specs import pool_specs
 from stafette.platform.serving.frontend_replica import FrontendReplica
@@ -22,6 +24,7 @@ FRONTEND = "Frontend"
 PLANNER = "Planner"
 
 _SPARE_S = 15.0  # after what is under way: for closing, before Ray kills the process
+_MOST = 1 << 20  # replicas: a pin may go over the planner's bounds
 _MANY = 1_000  # of Serve's own requests: none of ours is one
 
 
@@ -58,7 +61,24 @@ def _worker(config: Config, pool: str) -> Application:
         actor["runtime_env"] = {"env_vars": dict(own.env)}
     told = config.for_workers(pool)
     deployment = _deployment(WorkerReplica, deployment_name(pool), own, actor)
+    if config.follows_policy(pool):
+        deployment = deployment.options(num_replicas=None, autoscaling_config=_policy(own.replicas))
     return _versioned(deployment, told).bind(told, pool)
+
+
+def _policy(replicas: int) -> AutoscalingConfig:
+    """Let Serve's autoscaler follow the plan at once: bounds and patience are the planner's.
+
+    A policy of the whole application, where a Serve config names it, goes over this one.
+    """
+    return AutoscalingConfig(
+        min_replicas=0,
+        initial_replicas=replicas,
+        max_replicas=_MOST,
+        upscale_delay_s=0.0,
+        downscale_delay_s=0.0,
+        policy=AutoscalingPolicy(policy_function=PlanPolicy),  # type: ignore[no-untyped-call]
+    )
 
 
 def _planner(config: Config) -> Application:

@@ -257,6 +257,11 @@ class Config:
             pools[name] = replace(pools[name], replicas=limits.max_replicas)
         return Config(**{**shared, "pools": pools})
 
+    def follows_policy(self, pool: str) -> bool:
+        """Return whether a policy of Ray Serve's autoscaler gives this pool its size."""
+        planner = self.planner
+        return planner.mode == "on" and planner.scaler == "policy" and pool in planner.pools
+
     @property
     def served_name(self) -> str:
         """Return the model's name, as answers and metrics show it."""

@@ -7,6 +7,8 @@ from typing import Literal
 
 from stafette.platform.frontend.errors import InvalidSetting
 
+ScalerName = Literal["external", "policy"]
+
 
 def _check_above(name: str, value: float, bound: float) -> None:
     if not bound < value < math.inf:  # a NaN fails as well
@@ -61,6 +63,7 @@ class PoolLimits:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannerConfig:
     mode: Literal["off", "dry_run", "on"] = "off"  # dry_run: plans are told, and not carried out
+    scaler: ScalerName = "external"  # how Ray Serve is asked: its external scaler, or a policy
     slo: SloConfig = SloConfig()
     max_gpus: float | None = None  # of all pools together; None: as many as the pools may have
     pools: Mapping[str, PoolLimits] = field(default_factory=dict)  # the others keep their size

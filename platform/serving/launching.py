@@ -94,7 +94,7 @@ def deploy(config: Config, tell: Tell) -> str:
         application(config),
         config.name,
         route_prefix="/" if behind_serve else None,
-        external_scaler_enabled=config.planner.mode == "on",
+        external_scaler_enabled=config.planner.mode == "on" and config.planner.scaler == "external",
     )
     serve.run_many(
         [target],

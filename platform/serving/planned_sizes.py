@@ -42,8 +42,15 @@ def with_planned_sizes(config: Config, tell: Tell) -> Config:
 
 
 def begin_empty(config: Config) -> None:
-    """Ask for no replica where the settings want none: Serve takes that from no deployment."""
-    empty = [deployment_name(name) for name, pool in config.pools.items() if not pool.replicas]
+    """Ask for no replica where the settings want none: Serve takes that from no deployment.
+
+    (From one with a policy it does.)
+    """
+    empty = [
+        deployment_name(name)
+        for name, pool in config.pools.items()
+        if not pool.replicas and not config.follows_policy(name)
+    ]
     until = time.monotonic() + _KNOWN_S
     client = _get_global_client()
     assert client is not None, "it was connected to"

@@ -15,9 +15,11 @@ with warnings.catch_warnings():
         _generate_available_node_types_from_ray_cr_spec,
     )
     from ray.serve._private.deploy_utils import get_app_code_version
+    from ray.serve.config import AutoscalingConfig
     from ray.serve.schema import ServeDeploySchema
 
     from stafette.platform.app import deployment_name
+    from stafette.platform.planner.running.plan_policy import PlanPolicy
 
 TOKEN = "t" * 48
 
@@ -89,6 +91,22 @@ def test_a_planner_may_change_the_numbers_from_within_its_bounds(chart):
     assert application(case).external_scaler_enabled
     assert config(case).pools["decode"].replicas == 2
     assert not application(chart.render({})).external_scaler_enabled
+
+
+def test_planned_pools_follow_a_policy_where_that_is_the_scaler(chart):
+    limits = {"min_replicas": 1, "max_replicas": 2}
+    planner = {"mode": "on", "scaler": "policy", "pools": {"decode": limits}}
+    values = {"config": {"planner": planner, "pools": {"decode": {"replicas": 2}}}}
+
+    found = application(chart.render(values | {"groups": {"decode": {"pods": 2}}}))
+
+    sizes = {each.name: each for each in found.deployments}
+    decode = sizes["DecodeWorker"]
+    assert AutoscalingConfig(**decode.autoscaling_config).initial_replicas == 2
+    assert sizes["PrefillWorker"].num_replicas == 1
+    assert not found.external_scaler_enabled
+    policy, _, name = found.autoscaling_policy["policy_function"].partition(":")
+    assert (policy, name) == (PlanPolicy.__module__, PlanPolicy.__name__)
 
 
 def test_another_number_of_workers_replaces_none(chart):

@@ -85,3 +85,17 @@ def test_the_planner_is_a_deployment_only_where_it_is_wanted(fleet):
     told, specs, names, frontend = planner.init_args
     assert (told.planner.mode, specs["decode"].limits.max_replicas) == ("dry_run", 4)
     assert (names["decode"], frontend) == ("DecodeWorker", off.name)
+
+
+@pytest.mark.parametrize("begun", [0, 3])
+def test_planned_pools_follow_a_policy_where_that_is_the_scaler(fleet, begun):
+    planned = {"planner.pools": "{decode: {min_replicas: 0, max_replicas: 4}}"}
+    policy = {"planner.mode": "on", "planner.scaler": "policy", "pools.decode.replicas": str(begun)}
+
+    found = deployments({"config": str(fleet), **planned, **policy})
+
+    assert found["PrefillWorker"].num_replicas == 1
+    decode = found["DecodeWorker"]._deployment_config.autoscaling_config
+    assert (decode.min_replicas, decode.initial_replicas) == (0, begun)
+    assert (decode.upscale_delay_s, decode.downscale_delay_s) == (0, 0)
+    assert decode.policy.policy_function.endswith(".PlanPolicy")

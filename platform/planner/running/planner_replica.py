@@ -19,7 +19,7 @@ from stafette.platform.planner.running.fleet_scaler import FleetScaler
 from stafette.platform.planner.running.frontends import FrontendLinks
 from stafette.platform.planner.running.gathering import Gatherer
 from stafette.platform.planner.running.pin_keeping import PinKeeper
-from stafette.platform.planner.running.serve_sizes import ServeSizes
+from stafette.platform.planner.running.serve_sizes import ServeSizes, serve_sizes
 from stafette.platform.planner.running.service import PlannerService
 from stafette.platform.planner.scaler import DryRun, Scaler
 from stafette.platform.serving.assembly import node_page
@@ -83,7 +83,7 @@ class PlannerReplica:
         for discovery, membership in zip(self._discoveries, members, strict=True):
             discovery.start(membership, None)
         planner = Planner(config.planner, self._specs)
-        sizes = ServeSizes(application, self._deployments)
+        sizes = serve_sizes(config.planner.scaler, application, self._deployments)
         self._scaler = self._make_scaler(sizes, workers)
         pools, leaving = list(self._specs), self._scaler.leaving
         gatherer = Gatherer(frontends, workers, sizes, pools, time.monotonic, leaving)

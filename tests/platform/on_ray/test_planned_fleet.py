@@ -13,6 +13,7 @@ import pytest
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
 TOKENS = 20
+SLEEPY = ("planner.idle_s=2", "planner.promise_window_s=4")  # who is silent for so long may sleep
 
 
 class Load:
@@ -161,3 +162,31 @@ async def test_a_deployment_keeps_what_is_planned(planned, await_that):
     assert released.returncode == 0, released.stderr
     again = run(planned, "planner", "unpin", "decode")
     assert (again.returncode, "is not pinned" in again.stderr) == (1, True)
+
+
+async def lets_go_and_comes_back(fleet, await_that) -> None:
+    """Ask for something, then nothing until nobody is there, then again."""
+    async with load_on(fleet) as load:
+        load.rate = 1
+        await until(await_that, lambda: load.answered)
+        load.rate = 0
+        await until(await_that, lambda: not total(fleet, "target") and not fleet.workers())
+        answered = load.answered
+        load.rate = 1
+        await until(await_that, lambda: load.answered > answered)
+
+
+async def test_a_fleet_falls_asleep_and_wakes_and_loses_nobody(planned, await_that):
+    await asyncio.to_thread(planned.update, *SLEEPY)
+
+    await lets_go_and_comes_back(planned, await_that)
+
+
+async def test_the_same_by_a_policy_of_serves_autoscaler(planned, await_that):
+    await asyncio.to_thread(planned.update, *SLEEPY, "planner.scaler=policy")
+
+    await lets_go_and_comes_back(planned, await_that)
+
+    pin(planned, "decode", 3)  # over max_replicas
+    await until(await_that, lambda: len(planned.names("decode")) == 3)
+    assert "failed" not in effects(planned, "")
