@@ -101,6 +101,7 @@ class Agent:
     def deregister(self, name: str) -> None:
         """Withdraw memory. All leases on it end; transfers into it are cancelled and awaited."""
         region = self._regions.get(name)
+        region.withdrawn.value = 1  # before we look for what may write into it
         self._leases.end_all(EndReason.REGION_GONE, lambda lease: lease.region is region)
         deadline = time.monotonic() + self.config.call_timeout_s
         for transfer in self._watchdog.into(name):

@@ -42,23 +42,36 @@ class Extents:
     ) -> "Extents":
         """Return whole blocks."""
         numbers = np.asarray(blocks, dtype=np.int64)
-        least = int(numbers[0]) if len(numbers) == 1 else int(numbers.min(initial=0))
+        least = numbers.item() if numbers.size == 1 else int(numbers.min(initial=0))
         if least < 0:
             raise InvalidValue("blocks", least, "block numbers begin at 0")
+        if numbers.size == 1 and least * block_bytes < 1 << 63:
+            return cls.of_one(region, least * block_bytes, block_bytes)
         offsets = numbers.astype(np.uint64) * np.uint64(block_bytes)
         return cls(region, offsets, np.full(len(numbers), block_bytes, np.uint64))
+
+    @classmethod
+    def of_one(cls, region: str, offset: int, length: int) -> "Extents":
+        """Return a single range: a small transfer is mostly such steps, so it is made in one."""
+        table = np.array((offset, length), np.uint64)
+        return cls(region, table[:1], table[1:])
 
     def __len__(self) -> int:
         return len(self.offsets)
 
     @property
+    def one(self) -> tuple[int, int] | None:
+        """The offset and the length, where there is just one range."""
+        return (self.offsets.item(), self.lengths.item()) if self.offsets.size == 1 else None
+
+    @property
     def total_bytes(self) -> int:
-        return int(self.lengths[0]) if len(self) == 1 else int(self.lengths.sum())
+        return int(self.lengths.item() if self.lengths.size == 1 else self.lengths.sum())
 
     def within(self, nbytes: int) -> bool:
         """Whether every range lies in a region of that many bytes; no sum overflows here."""
-        if len(self) < 2:  # a small transfer is mostly such steps: no arrays where there is one
-            return not len(self) or int(self.offsets[0]) + int(self.lengths[0]) <= nbytes
+        if self.offsets.size == 1:  # Python's sums do not overflow
+            return bool(self.offsets.item() + self.lengths.item() <= nbytes)
         size = np.uint64(nbytes)
         return bool((self.lengths <= size).all() and (self.offsets <= size - self.lengths).all())
 
@@ -79,7 +92,9 @@ class Extents:
 
     def pack(self) -> list[object]:
         """Return what msgpack carries: the arrays as two runs of bytes."""
-        offsets, lengths = (np.ascontiguousarray(a, _WORD) for a in (self.offsets, self.lengths))
+        if self.offsets.dtype == self.lengths.dtype == _WORD:  # as on every usual machine
+            return [self.region, self.offsets.tobytes(), self.lengths.tobytes()]
+        offsets, lengths = (a.astype(_WORD) for a in (self.offsets, self.lengths))
         return [self.region, offsets.tobytes(), lengths.tobytes()]
 
     @classmethod

@@ -27,12 +27,21 @@ class Ledger:
         self.memory = SharedMemory("ledger", (_HEAD_WORDS + num_slots) * _WORD_BYTES)
         words = self.memory.array.view(np.uint64)
         words[:3] = MAGIC, epoch, num_slots
+        self.epoch = epoch
         self._slots = words[_HEAD_WORDS:]
         self._generations: dict[str, SharedMemory] = {}
 
     @property
     def num_slots(self) -> int:
         return len(self._slots)
+
+    @property
+    def epoch_address(self) -> int:
+        return self._slots.ctypes.data - (_HEAD_WORDS - _EPOCH) * _WORD_BYTES
+
+    def slot_address(self, slot: int) -> int:
+        """Return where native code finds the slot's word."""
+        return self._slots.ctypes.data + slot * _WORD_BYTES
 
     def write(self, slot: int, lease_id: int) -> None:
         self._slots[slot] = lease_id

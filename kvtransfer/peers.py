@@ -68,6 +68,10 @@ class Peer:
                 self._links[transport] = link
         return link
 
+    def known_link(self, transport: str) -> Link | None:
+        """Return the link, if something was transferred on it before."""
+        return self._links.get(transport)
+
     def routes(self) -> dict[str, RouteView]:
         now = self._clock()
         return {name: route.view(now) for name, route in self._routes.items()}

@@ -15,7 +15,7 @@ from stafette.kvtransfer.peers import Peer
 from stafette.kvtransfer.regions import LocalRegion
 from stafette.kvtransfer.routes import Route
 from stafette.kvtransfer.transfer import Transfer
-from stafette.kvtransfer.transport import Grant, ReadJob
+from stafette.kvtransfer.transport import Grant, OneRange, ReadJob
 
 # What speaks against the way, and not against what was asked.
 _FAULTS_OF_THE_WAY = (PeerLost, ChecksumMismatch, TransportUnavailable)
@@ -30,10 +30,14 @@ class Plan:
     into: Extents
     source: Extents
     transport: str | None  # None: the quickest
+    one: OneRange | None = None  # what it is, where it is a single range
 
     @property
     def total_bytes(self) -> int:
-        return self.into.total_bytes
+        return self.into.total_bytes if self.one is None else self.one[2]
+
+    def allows(self, transport: str) -> bool:
+        return self.transport is None or transport == self.transport
 
 
 class Reading:
@@ -48,14 +52,15 @@ class Reading:
         self._clock = clock
         self._tried: set[str] = set()
 
-    def start(self, grant: Grant) -> None:
-        """Take the best way that was not tried yet."""
+    def start(self, grant: Grant, route: Route | None = None) -> None:
+        """Take the best way that was not tried yet, which the caller may know."""
         plan, transfer = self.plan, self.transfer
         if transfer.error is not None:  # given up before it began
             transfer.finish()
             return
         try:
-            route = plan.peer.route(grant.region, plan.local, plan.total_bytes, self._allowed)
+            if route is None:
+                route = plan.peer.route(grant.region, plan.local, plan.total_bytes, self._allowed)
             link = plan.peer.link(route.transport)
         except TransferError as error:
             transfer.finish(error)
@@ -82,7 +87,7 @@ class Reading:
 
     def _allowed(self, transport: str) -> bool:
         if self.plan.transport is not None:
-            return transport == self.plan.transport
+            return self.plan.allows(transport)
         return transport not in self._tried
 
 

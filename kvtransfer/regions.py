@@ -1,5 +1,6 @@
 """Regions: memory that an agent has registered, and what its peers are told of it."""
 
+import ctypes
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -82,6 +83,8 @@ class LocalRegion:
     fd: int = -1  # of a file
     owner: object = None  # keeps device memory alive
     exported: object = None  # of device memory of another process: what that one tells of it
+    # 1 from when it is to be deregistered: nothing begins to write into it then. Native code looks.
+    withdrawn: ctypes.c_int32 = field(default_factory=ctypes.c_int32)
 
     @property
     def name(self) -> str:

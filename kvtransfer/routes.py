@@ -1,5 +1,6 @@
 """Which transport to take to a peer: the one that is expected to be quickest and works."""
 
+import math
 from dataclasses import dataclass
 
 from stafette.kvtransfer.errors import InvalidValue
@@ -92,5 +93,13 @@ class Route:
 
 def quickest(routes: list[Route], nbytes: int, now: float) -> Route | None:
     """Return the route to take; None when all of them rest. Ties go by name."""
-    awake = [route for route in routes if not route.rests_s(now)]
-    return min(awake, key=lambda route: (route.expected_s(nbytes), route.transport), default=None)
+    best, best_s = None, math.inf
+    for route in routes:
+        if route.rests_s(now):
+            continue
+        expected_s = route.expected_s(nbytes)
+        if expected_s < best_s or (
+            best is not None and expected_s == best_s and route.transport < best.transport
+        ):
+            best, best_s = route, expected_s
+    return best

@@ -31,7 +31,7 @@ class TransferTally:
             if transfer.poll() is TransferState.DONE:
                 counters.done += 1
                 counters.nbytes += transfer.total_bytes
-                counters.seconds += transfer.telemetry().seconds
+                counters.seconds += transfer.seconds
             else:
                 counters.failed[type(transfer.error).__name__] += 1
 

@@ -141,9 +141,14 @@ class Transfer:
                 return
         self._tell(call)
 
-    def telemetry(self) -> Telemetry:
+    @property
+    def seconds(self) -> float:
+        """From the post to the end, or to now."""
         end = self._ended_at if self._ended_at is not None else time.monotonic()
-        moved, seconds = self._moved, end - self.posted
+        return end - self.posted
+
+    def telemetry(self) -> Telemetry:
+        moved, seconds = self._moved, self.seconds
         return Telemetry(self.transport, self._num_ranges, self.total_bytes, moved, seconds)
 
     # What follows is for the agent and its jobs.
@@ -207,3 +212,41 @@ class Transfer:
         self._ended_at = time.monotonic()
         self._error = error
         self._state = state
+
+
+class DoneTransfer(Transfer):
+    """A small read that was over before its post returned: nothing can end it any more.
+
+    Most of what a transfer is made of serves those who wait for it or stop it: it has none of that.
+    """
+
+    def __init__(
+        self, peer: str, transport: str, total_bytes: int, posted: float, timeout_s: float
+    ) -> None:
+        self.id = next_number()
+        self.peer = peer
+        self.transport = transport
+        self.total_bytes = self._moved = total_bytes
+        self.timeout_s = timeout_s
+        self.posted = posted
+        self.deadline = posted + timeout_s
+        self._num_ranges = 1
+        self._ended_at = time.monotonic()
+        self._state = TransferState.DONE
+        self._error = None
+        self._settled = True
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        return True
+
+    def wait_settled(self, timeout_s: float | None = None) -> bool:
+        return True
+
+    def cancel(self) -> None:
+        return
+
+    def expire(self) -> None:
+        return
+
+    def on_settled(self, call: Callable[[Transfer], None]) -> None:
+        self._tell(call)

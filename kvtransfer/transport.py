@@ -78,12 +78,19 @@ class Claim(Protocol):
     def check(self) -> None:
         """Raise StaleBlocks, LeaseEnded or StaleEpoch when the promise could not be kept."""
 
+    def words(self) -> tuple[int, ...] | None:
+        """Return what native code needs to check it by itself, until the lease ends; None: nothing
+        that would hold so long. What the words point to lives as long as the claim."""
+
 
 class Gate(Protocol):
     """The owner's side of every access: nobody reads past it."""
 
     def claim(self, peer: str, lease_id: int, extents: Extents) -> AbstractContextManager[Claim]:
         """Check region, bounds, epoch and lease; raise AccessDenied or LeaseEnded."""
+
+    def when_ending(self, claim: Claim, call: Callable[[], None]) -> None:
+        """Call before anybody learns that the claim's lease has ended; at once when it has."""
 
 
 class ReadJob(ABC):
@@ -107,8 +114,19 @@ class ReadJob(ABC):
         """The last word: from now on the link touches none of the destination's bytes."""
 
 
+OneRange = tuple[int, int, int]  # where it begins here, where it begins there, its length
+
+
 class Link(ABC):
     """The way to one peer. No method blocks; jobs run side by side in threads of the link."""
+
+    def read_now(self, one: OneRange, grant: Grant, local: LocalRegion) -> bool:
+        """Read a little at once, checked as a job is: True when it is there.
+
+        False whatever is in the way, for instance that it would wait: `start` finds out. No other
+        thread of this process runs meanwhile, so nobody sees the destination half written.
+        """
+        return False
 
     @abstractmethod
     def start(self, job: ReadJob) -> None:

@@ -51,7 +51,7 @@ class HeldLease:
     dies: float  # the hard end
     claims: int = 0  # accesses under way
     ending: EndReason | None = None
-    on_ending: list[Callable[[], None]] = field(default_factory=list)  # end the fills under way
+    on_ending: list[Callable[[], None]] = field(default_factory=list)  # end what is under way
 
     def places(self, name: str, extents: Extents) -> Int64s:
         """Return where in `blocks` those of the extents are; AccessDenied when some are not."""

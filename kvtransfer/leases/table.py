@@ -136,8 +136,9 @@ class LeaseTable:
         finally:
             self._give_back(lease)
 
-    def when_ending(self, claim: "HeldClaim", call: Callable[[], None]) -> None:
+    def when_ending(self, claim: Claim, call: Callable[[], None]) -> None:
         """Call when the claim's lease is to end, at once when it is already."""
+        assert isinstance(claim, HeldClaim), "a claim of ours"
         with self._lock:
             if claim.lease.ending is None:
                 claim.lease.on_ending.append(call)
@@ -223,9 +224,10 @@ class LeaseTable:
             return []
         lease.ending = reason
         self._ledger.strike(lease.slot)
+        calls, lease.on_ending = lease.on_ending, []
         if lease.terms.use == "fill" and lease.claims:
-            return list(lease.on_ending)
-        return self._end(lease)
+            return calls
+        return [*calls, *self._end(lease)]
 
     def _end(self, lease: HeldLease) -> list[Callable[[], None]]:
         reason = lease.ending
@@ -267,6 +269,25 @@ class HeldClaim(Claim):
         self.check_lease()
         now = self._ledger.generations(self.region.name)
         self.lease.check_generations(self._name, self._places, now)
+
+    def words(self) -> tuple[int, ...] | None:
+        """None as long as nobody has opened the lease: then whoever comes may use it."""
+        lease, ledger = self.lease, self._ledger
+        if not lease.holder:
+            return None
+        counts = ledger.generations(self.region.name)
+        return (
+            ledger.epoch_address,
+            ledger.epoch,
+            ledger.slot_address(lease.slot),
+            lease.id,
+            counts.ctypes.data,
+            len(counts),
+            lease.blocks.ctypes.data,
+            lease.generations.ctypes.data,
+            len(lease.blocks),
+            self.region.info.block_bytes,
+        )
 
     def check_lease(self) -> None:
         """Raise LeaseEnded when it has, whatever became of the blocks."""

@@ -81,6 +81,9 @@ Outcome copy(const Job& job, const Ranges& ranges, uint64_t budget, Cursor& curs
 Outcome read_file(const Job& job, const Ranges& ranges, uint64_t budget, Cursor& cursor);
 Outcome read_process(const Job& job, const Ranges& ranges, uint64_t budget, Cursor& cursor);
 
+// Checks, moves, checks again; `kMore`: call it again.
+Outcome read(const Job& job, const Ranges& ranges, uint64_t budget, Cursor& cursor);
+
 // Whether every range lies in its region and in the lease, and the owner's promise holds.
 Outcome check_all(const Job& job, const Ranges& ranges, Cursor& cursor);
 // Whether the lease lives.

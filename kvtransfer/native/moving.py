@@ -10,7 +10,7 @@ from typing import Any
 from stafette.kvtransfer.extents import Extents
 from stafette.kvtransfer.native import loading
 
-_NAME, _READ = "_moving", "stafette_read_1"
+_NAME, _READ, _READ_ONE = "_moving", "stafette_read_1", "stafette_read_one_1"
 _SOURCE = struct.Struct("=10Q 3Qq3Q")  # moving.h's Job: the promise, the source ...
 _TARGET = struct.Struct("=3Q")  # ... and the target
 _Cursor = ctypes.c_uint64 * 5
@@ -18,7 +18,7 @@ _MOVED, _DETAIL = 2, 4
 _BUDGET_BYTES = 16 << 20  # of one call: a job shows its progress that often
 # Up to here a call keeps the interpreter's lock: a busy thread that got it meanwhile would keep it
 # for milliseconds, and these take microseconds.
-_HOLDING_BYTES = 64 << 10
+HOLDING_BYTES = 64 << 10
 
 Words = tuple[int, ...]
 
@@ -52,8 +52,12 @@ class Mover:
     """May be used by several threads."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
+        holding = ctypes.PyDLL("", handle=library._handle)
         self._read = _prepared(library[_READ])
-        self._read_holding = _prepared(ctypes.PyDLL("", handle=library._handle)[_READ])
+        self._read_holding = _prepared(holding[_READ])
+        self._read_one = holding[_READ_ONE]
+        self._read_one.argtypes = [ctypes.c_char_p, *[ctypes.c_uint64] * 3]
+        self._read_one.restype = ctypes.c_int32
 
     def move(
         self,
@@ -70,7 +74,7 @@ class Mover:
         assert len(into) == len(source)
         cursor = _Cursor()
         ranges = into.offsets.tobytes(), source.offsets.tobytes(), into.lengths.tobytes()
-        tiny = len(into) == 1 and int(into.lengths[0]) <= _HOLDING_BYTES
+        tiny = len(into) == 1 and into.total_bytes <= HOLDING_BYTES
         read = self._read_holding if tiny and not waits else self._read
         while True:
             outcome = read(job, *ranges, len(into), _BUDGET_BYTES, cursor)
@@ -78,6 +82,10 @@ class Mover:
                 advance(cursor[_MOVED])
             if outcome != _MORE:
                 return _OUTCOMES[outcome], cursor[_DETAIL]
+
+    def move_one(self, job: bytes, one: tuple[int, int, int]) -> bool:
+        """Move a small range, without letting go of the interpreter's lock; False: it did not."""
+        return self._read_one(job, *one) == 0  # type: ignore[no-any-return]
 
 
 def pack_source(promise: Words, place: Words) -> bytes:
@@ -101,4 +109,5 @@ def _prepared(function: Any) -> Any:
 def load() -> Mover | None:
     """Return the reader, or None where it was not built, or for another version of this file."""
     library = loading.load(_NAME)
-    return Mover(library) if library is not None and hasattr(library, _READ) else None
+    known = library is not None and hasattr(library, _READ) and hasattr(library, _READ_ONE)
+    return Mover(library) if library is not None and known else None

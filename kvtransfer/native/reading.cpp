@@ -16,6 +16,8 @@ Outcome move(const Job& job, const Ranges& ranges, uint64_t budget, Cursor& curs
   }
 }
 
+}  // namespace
+
 Outcome read(const Job& job, const Ranges& ranges, uint64_t budget, Cursor& cursor) {
   cursor.moved = 0;
   if (job.stopped()) return kStopped;
@@ -26,7 +28,6 @@ Outcome read(const Job& job, const Ranges& ranges, uint64_t budget, Cursor& curs
   return moved == kDone ? check_unchanged(job, ranges) : moved;
 }
 
-}  // namespace
 }  // namespace stafette
 
 // Moves up to about `budget` bytes, from where the cursor stands; returns an Outcome. The caller
@@ -37,4 +38,11 @@ extern "C" __attribute__((visibility("default"))) int32_t stafette_read_1(
     const stafette::Job* job, const uint64_t* into, const uint64_t* from, const uint64_t* lengths,
     uint64_t count, uint64_t budget, stafette::Cursor* cursor) {
   return stafette::read(*job, {into, from, lengths, count}, budget, *cursor);
+}
+
+// Moves one small range in a single call. Anything but kDone: nothing can be said of its bytes.
+extern "C" __attribute__((visibility("default"))) int32_t stafette_read_one_1(
+    const stafette::Job* job, uint64_t into, uint64_t from, uint64_t length) {
+  stafette::Cursor cursor = {};
+  return stafette::read(*job, {&into, &from, &length, 1}, length, cursor);
 }

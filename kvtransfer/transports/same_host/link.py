@@ -19,9 +19,16 @@ from stafette.kvtransfer.errors import (
     TransportUnavailable,
 )
 from stafette.kvtransfer.extents import Extents
-from stafette.kvtransfer.regions import RegionInfo
+from stafette.kvtransfer.regions import LocalRegion, RegionInfo
 from stafette.kvtransfer.strict import octets
-from stafette.kvtransfer.transport import Link, PeerControl, PeerInfo, ReadJob
+from stafette.kvtransfer.transport import (
+    Grant,
+    Link,
+    OneRange,
+    PeerControl,
+    PeerInfo,
+    ReadJob,
+)
 from stafette.kvtransfer.transports.same_host.config import SameHostConfig
 from stafette.kvtransfer.transports.same_host.digests import DIGEST_BYTES, digest
 from stafette.kvtransfer.transports.same_host.opened import Opened, Stopped
@@ -66,6 +73,11 @@ class SameHostLink(Link):
     @property
     def closed(self) -> bool:
         return self._workers.closed
+
+    def read_now(self, one: OneRange, grant: Grant, local: LocalRegion) -> bool:
+        opened = self._opened.get((grant.region.name, grant.region.generation))
+        small = one[2] <= self._config.inline_bytes
+        return opened is not None and small and opened.read_now(one, grant, local)
 
     def start(self, job: ReadJob) -> None:
         opened = self._opened.get((job.remote.name, job.remote.generation))

@@ -6,9 +6,16 @@ import threading
 from abc import ABC, abstractmethod
 
 from stafette.kvtransfer.errors import AccessDenied, PeerLost, TransferError
-from stafette.kvtransfer.native.moving import Mover, Outcome, Words, pack_source, pack_target
-from stafette.kvtransfer.regions import RegionInfo
-from stafette.kvtransfer.transport import Grant, ReadJob
+from stafette.kvtransfer.native.moving import (
+    HOLDING_BYTES,
+    Mover,
+    Outcome,
+    Words,
+    pack_source,
+    pack_target,
+)
+from stafette.kvtransfer.regions import LocalRegion, RegionInfo
+from stafette.kvtransfer.transport import Grant, OneRange, ReadJob
 from stafette.kvtransfer.transports.same_host.truth import Truth
 
 NO_MARK = 0, 0, 0  # of what is no process
@@ -29,7 +36,9 @@ class Opened(ABC):
         self.info = info
         self.truth = truth
         self._mover = mover
-        self._last: tuple[Grant, bytes] | None = None  # jobs under one lease follow each other
+        # Jobs under one lease follow each other, and so do those into one region.
+        self._last: tuple[Grant, bytes] | None = None
+        self._last_pair: tuple[Grant, LocalRegion, bytes] | None = None
         self._holders = 1  # whoever retires it is one
         self._lock = threading.Lock()
 
@@ -62,6 +71,19 @@ class Opened(ABC):
         else:
             self._read_plainly(job)
 
+    def read_now(self, one: OneRange, grant: Grant, local: LocalRegion) -> bool:
+        """Copy a little, the interpreter's lock in hand: True when it is there, and was promised.
+
+        Whoever deregisters our region needs that lock, too. So either it is told before we begin,
+        by `withdrawn`, or the bytes are there when it goes on.
+        """
+        if self._mover is None or not self.quick or one[2] > HOLDING_BYTES:
+            return False
+        try:
+            return self._mover.move_one(self._packed_pair(grant, local), one)
+        except TransferError:  # the grant is wrong
+            return False
+
     @abstractmethod
     def place(self) -> Words:
         """Return the source as native code needs it: kind, from, bytes, handle, mark."""
@@ -88,6 +110,14 @@ class Opened(ABC):
         if last is None or last[0] is not grant:
             last = self._last = grant, pack_source(self.truth.words(grant), self.place())
         return last[1]
+
+    def _packed_pair(self, grant: Grant, local: LocalRegion) -> bytes:
+        last = self._last_pair
+        if last is None or last[0] is not grant or last[1] is not local:
+            stop = ctypes.addressof(local.withdrawn)
+            target = pack_target(local.address, local.info.nbytes, stop)
+            last = self._last_pair = grant, local, self._packed_source(grant) + target
+        return last[2]
 
     def _read_plainly(self, job: ReadJob) -> None:
         if job.stop.value:
