@@ -55,10 +55,11 @@ namespace {
 static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "headers are sent as they lie");
 
 constexpr uint32_t kData = 0x53544601;  // as in tcp_frames.py
+constexpr uint32_t kLast = 0x53544604;
 constexpr int kMaxVectors = 1024;       // the kernel's limit of one call
 
 // Why a loop has returned; an errno is returned as a negative number.
-enum Outcome : int { kDone, kFrame, kPaused, kStopped, kWoken, kTimedOut, kClosed };
+enum Outcome : int { kDone, kFrame, kPaused, kStopped, kWoken, kTimedOut, kClosed, kWhole };
 
 using Ranges = stafette_ranges;
 
@@ -237,6 +238,38 @@ __attribute__((visibility("default"))) int stafette_receive_2(stafette_incoming*
     in->frame_left = header.num_bytes;
     in->header_bytes = 0;
   }
+}
+
+// Waits for the answer to one small job that was asked for, and receives it if it is a single frame:
+// kWhole. Whatever else comes is left as it is. The frame's header stays in `in`, also when its bytes
+// are not all there yet.
+__attribute__((visibility("default"))) int stafette_receive_answer_1(
+    stafette_incoming* in, stafette_ranges* into, uint64_t job, const volatile int32_t* stop,
+    int wants_to_send, int timeout_ms) {
+  while (in->header_bytes < sizeof in->header) {
+    const ssize_t got = ask_for_header(*in);
+    if (got > 0) {
+      in->header_bytes += uint32_t(got);
+      continue;
+    }
+    const int outcome = after_nothing(*in, got, wants_to_send, timeout_ms);
+    if (outcome != kDone) return outcome;
+  }
+  const stafette_header& header = in->header;
+  if (header.kind != kLast || header.job != job || header.num_bytes != into->left) return kFrame;
+  in->frame_left = header.num_bytes;
+  while (in->frame_left > 0) {
+    if (*stop) return kStopped;
+    const ssize_t got = receive_body(*in, *into);
+    if (got > 0) {
+      in->frame_left -= uint32_t(got);
+      advance(*into, uint64_t(got));
+      continue;
+    }
+    const int outcome = after_nothing(*in, got, wants_to_send, timeout_ms);
+    if (outcome != kDone) return outcome;
+  }
+  return kWhole;
 }
 
 // Copies the next bytes, one range behind the other, and counts them as done.

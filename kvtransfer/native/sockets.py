@@ -15,11 +15,15 @@ _NAME = "_moving"
 def load() -> ctypes.CDLL | None:
     """Return the library, or None where it was not built."""
     library = loading.load(_NAME)
-    if library is None or not hasattr(library, "stafette_receive_2"):
+    wanted = "stafette_receive_2", "stafette_receive_answer_1"
+    if library is None or not all(hasattr(library, name) for name in wanted):
         return None
     place, number, long_number = ctypes.c_void_p, ctypes.c_int, ctypes.c_uint64
     library.stafette_receive_2.argtypes = [place, place, long_number, place, number, number, number]
     library.stafette_receive_2.restype = number
+    answer = library.stafette_receive_answer_1
+    answer.argtypes = [place, place, long_number, place, number, number]
+    answer.restype = number
     library.stafette_gather_1.argtypes = [place, place, long_number]
     library.stafette_gather_1.restype = None
     size = ctypes.c_uint32

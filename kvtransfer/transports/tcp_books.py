@@ -65,6 +65,13 @@ class Books:
         self._in_hand = self.find(number)
         return self._in_hand
 
+    def expect(self, part: Part) -> bool:
+        """Take in hand what was asked for, before any of it has come; False when it was not."""
+        expected = self._in_hand is None and part.number in self._asked
+        if expected:
+            self._in_hand = part
+        return expected
+
     def put_down(self) -> None:
         """The bytes that come next are others."""
         self._in_hand = None

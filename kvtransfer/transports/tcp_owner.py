@@ -1,7 +1,8 @@
 """The owner's end of a connection: requests come in, the blocks that they name go out.
 
 One thread does everything for a connection. It looks for messages after every frame, and the jobs
-under way take turns. What a peer asks is checked before its first byte is sent, and again after the
+under way take turns. As long as there are none it stands at its desk, where native code answers
+small requests. What a peer asks is checked before its first byte is sent, and again after the
 last one, before the frame that tells the reader that its bytes are good.
 """
 
@@ -19,6 +20,7 @@ from stafette.kvtransfer.extents import MAX_EXTENTS
 from stafette.kvtransfer.transport import PeerInfo, Surroundings
 from stafette.kvtransfer.transports.tcp_config import TcpConfig
 from stafette.kvtransfer.transports.tcp_counters import TcpTally
+from stafette.kvtransfer.transports.tcp_desk import AT_ONCE_BYTES, OwnerDesk
 from stafette.kvtransfer.transports.tcp_frames import (
     MAX_REQUEST_BYTES,
     Cancel,
@@ -31,8 +33,6 @@ from stafette.kvtransfer.transports.tcp_tasks import Task, open_task
 from stafette.kvtransfer.transports.tcp_wire import Wire
 
 _log = logging.getLogger(__name__)
-
-_AT_ONCE_BYTES = 16 << 10  # so much is copied, to be sent in one call with what closes the job
 
 
 class OwnerEnd:
@@ -53,6 +53,7 @@ class OwnerEnd:
         self._tally = tally
         self._messages = FrameReader(MAX_REQUEST_BYTES)
         self._tasks: dict[int, Task] = {}  # whose turn is next comes first
+        self._desk = OwnerDesk(ours.gate, tally) if wire.native else None
 
     def run(self) -> None:
         """OSError when the connection breaks, MalformedMessage for what is no message of ours."""
@@ -63,17 +64,25 @@ class OwnerEnd:
         finally:
             for task in self._tasks.values():
                 task.release()
+            if self._desk is not None:
+                self._desk.close()
 
     def _take_in(self) -> bool:
         """Handle what has come, wait for it when there is nothing else to do; False at the end."""
-        if not self._tasks and not self._wire.holds_back:
-            timeout_s = self._config.stall_timeout_s if self._messages.partial else None
-            if not self._wire.await_input(timeout_s):
-                raise TimeoutError("the rest of a message did not come")
-        data = self._wire.recv()
+        data = self._receive()
         for body in self._messages.feed(data or b""):
             self._handle(read_message(body))
         return data != b""
+
+    def _receive(self) -> bytes | None:
+        """Return some bytes, none at the end; None when nothing is there and jobs are under way."""
+        stall_s, partial = self._config.stall_timeout_s, self._messages.partial
+        if not self._tasks and not self._wire.holds_back:
+            if self._desk is not None and not partial:
+                return self._desk.serve(self._wire.fd, stall_s)
+            if not self._wire.await_input(stall_s if partial else None):
+                raise TimeoutError("the rest of a message did not come")
+        return self._wire.recv()
 
     def _handle(self, message: Request | Cancel) -> None:
         if isinstance(message, Request):
@@ -88,7 +97,10 @@ class OwnerEnd:
             raise MalformedMessage("number", f"one that is not under way, not {request.number}")
         try:
             self._check_room(request)
-            self._tasks[request.number] = open_task(request, self._peer, self._ours, self._config)
+            task = open_task(request, self._peer, self._ours, self._config)
+            self._tasks[request.number] = task
+            if self._desk is not None:
+                self._desk.seen(request, task.claim)
         except KvTransferError as error:
             self._tally.refused(error)
             self._send(failed(request.number, error))
@@ -110,7 +122,7 @@ class OwnerEnd:
         number, task = next(iter(self._tasks.items()))
         before, last = task.left, b""
         try:
-            if before <= _AT_ONCE_BYTES:
+            if before <= AT_ONCE_BYTES:
                 last = task.copy_rest()
             else:
                 task.send_some(self._wire, alone=len(self._tasks) == 1)

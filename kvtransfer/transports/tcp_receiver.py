@@ -54,6 +54,27 @@ class Receiver:
         self._settle(header)
         return True
 
+    def await_answer(self, part: Part, patience_s: float) -> None:
+        """Receive a small job in one go, if it is what comes next; otherwise `step` goes on."""
+        wire, flow = self._wire, part.flow
+        if not wire.native or flow.digest is not None or wire.frame_left or wire.has_header:
+            return
+        with self._lock:
+            if not self._books.expect(part):
+                return
+        before, pause_s = flow.ranges.left, self._pause_s(patience_s)
+        outcome = self._noted(wire.receive_answer(flow, self._asking.left_over, pause_s))
+        if outcome is not Outcome.WHOLE and not wire.frame_left:
+            self._put_back(part)
+            return
+        self._arrived(part, before - flow.ranges.left)
+        if outcome is Outcome.WHOLE:
+            wire.forget_header()
+            self._end(part.number, None)
+        else:
+            self._part, self._flow, self._last = part, flow, wire.begun_answer()
+            self._look_at(part)
+
     def finish_others(self) -> None:
         """End what lent threads have left over. Needs no role."""
         while self._others:
@@ -68,12 +89,17 @@ class Receiver:
             self._line.call.ring()
 
     def _receive(self, flow: Flow | None, patience_s: float) -> Outcome:
-        """Wait for bytes; whoever waits for this thread, or is overdue, has its turn first."""
+        pause_s = self._pause_s(patience_s)
+        return self._noted(self._wire.receive(flow, self._asking.left_over, pause_s))
+
+    def _pause_s(self, patience_s: float) -> float:
+        """Return how long to wait for bytes; whoever is overdue has its turn first."""
         now = time.monotonic()
         if now >= self.looks_up_at or self._asking.left_over:
             self._look_up(now)
-        pause_s = min(patience_s, max(0.0, self.looks_up_at - now))
-        outcome = self._wire.receive(flow, self._asking.left_over, pause_s)
+        return min(patience_s, max(0.0, self.looks_up_at - now))
+
+    def _noted(self, outcome: Outcome) -> Outcome:
         if outcome is Outcome.WOKEN:
             self._line.wake.stop()
             self.looks_up_at = 0.0
@@ -101,6 +127,16 @@ class Receiver:
         if place is Place.ASKED:
             self._asking.cancel(part)
         return place in (Place.ASKED, Place.WAITING)
+
+    def _put_back(self, part: Part) -> None:
+        """Nothing of what was in hand has come. Who gave it up meanwhile has left its end to us."""
+        now = time.monotonic()
+        with self._lock:
+            self._books.put_down()
+            error = part.why_over(now)
+            over = error is not None and self._give_up(part, now)
+        if over:
+            self._finish(part, error)
 
     def _begin(self, header: Header) -> None:
         """Find out where the bytes of a frame go."""
@@ -163,9 +199,12 @@ class Receiver:
         with self._lock:
             self._books.put_down()
             part = self._books.find(header.number)
-        verdict = None if part is None else part.verdict(header, body)
+        self._end(header.number, None if part is None else part.verdict(header, body))
+
+    def _end(self, number: int, verdict: TransferError | None) -> None:
         with self._lock:
-            part = self._books.settle(header.number)
+            self._books.put_down()
+            part = self._books.settle(number)
             self._asking.push()
         if part is not None:  # it may have been given up just now
             self._finish(part, verdict)

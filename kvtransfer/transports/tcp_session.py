@@ -153,7 +153,7 @@ class Session:
         self._line.arm(data_wakes=False)
         self._wire.ask_for(self._answers.worth_asking_s)
         try:
-            self._step_until(over, until)
+            self._step_until(part, over, until)
         except (OSError, MalformedMessage) as error:
             self._failure = error  # the session's own thread ends what ends with it
         except BaseException as error:  # an interrupt, perhaps in the middle of something
@@ -162,9 +162,13 @@ class Session:
         finally:
             self._take_back()
 
-    def _step_until(self, over: Callable[[], object], until: float) -> None:
+    def _step_until(self, part: Part, over: Callable[[], object], until: float) -> None:
         """Nothing that has come is left behind: the session's own thread would not hear of it."""
         began = now = time.monotonic()
+        if now < until and not over():
+            self._receiver.await_answer(part, until - now)
+            if over():
+                self._answers.took(time.monotonic() - began)
         while self._wire.has_header or (now < until and not over()):
             self._receiver.step(max(0.0, until - now))
             if now == began:

@@ -37,6 +37,7 @@ class Outcome(IntEnum):
     WOKEN = 4  # by the wake fd, or the socket takes something again
     TIMED_OUT = 5
     CLOSED = 6
+    WHOLE = 7  # the answer to a job has come, all of it in one frame
 
 
 _OUTCOMES = tuple(Outcome)
@@ -63,6 +64,8 @@ class Incoming(ctypes.Structure):
 
 class Wire:
     """A plain socket, by Python's own calls."""
+
+    native = False  # whether native code may use the socket as it is
 
     def __init__(self, connection: socket.socket, wake_fd: int = -1) -> None:
         connection.setblocking(False)
@@ -195,6 +198,24 @@ class Wire:
                 return outcome
         return Outcome.FRAME
 
+    def receive_answer(self, flow: Flow, wants_to_send: bool, timeout_s: float) -> Outcome:
+        """Wait for a job's answer, of which nothing has come; WHOLE when it was a single frame.
+
+        Only where the wire is native. Other frames are left alone. What is whole leaves a header
+        to `forget_header`, what has begun one to `begun_answer`.
+        """
+        raise NotImplementedError
+
+    def begun_answer(self) -> Header:
+        """Take the header of an answer whose bytes have begun to come."""
+        header = Header.read(bytes(self._header))
+        self.forget_header()
+        return header
+
+    def forget_header(self) -> None:
+        """The header that has come is known."""
+        self._in.header_bytes = 0
+
     def receive_body(self, num_bytes: int, timeout_s: float) -> bytes:
         """Return what follows another header; the two were sent together."""
         deadline = time.monotonic() + timeout_s
@@ -258,9 +279,12 @@ class Wire:
 class NativeWire(Wire):
     """A plain socket whose bulk is moved by native loops, without the interpreter's lock."""
 
+    native = True
+
     def __init__(self, library: ctypes.CDLL, connection: socket.socket, wake_fd: int = -1) -> None:
         super().__init__(connection, wake_fd)
         self._run_receive = library.stafette_receive_2
+        self._run_receive_answer = library.stafette_receive_answer_1
         self._run_send = library.stafette_send_1
         self._in_place = ctypes.byref(self._in)
 
@@ -283,6 +307,14 @@ class NativeWire(Wire):
             code = self._run_receive(
                 self._in_place, ranges, flow.number, stop, wants_to_send, timeout_ms, slice_ms
             )
+        return _outcome(code)
+
+    def receive_answer(self, flow: Flow, wants_to_send: bool, timeout_s: float) -> Outcome:
+        ranges, stop = ctypes.byref(flow.ranges), ctypes.byref(flow.stop)
+        timeout_ms = _milliseconds(timeout_s)
+        code = self._run_receive_answer(
+            self._in_place, ranges, flow.number, stop, wants_to_send, timeout_ms
+        )
         return _outcome(code)
 
 

@@ -177,6 +177,7 @@ def test_cut_connection_loses_its_jobs_and_the_next_one_dials_again(held, native
 
 def test_connection_on_which_an_answer_is_overdue_is_replaced(held, eventually):
     pair, proxy = held(stall_timeout_s=0.1)
+    assert pair.read((0, 0, 1)).outcome() is None  # there is a connection
     first = pair.read(timeout_s=0.1)
     assert isinstance(first.outcome(), TransferTimedOut)
     proxy.hold_after = None  # on connections to come

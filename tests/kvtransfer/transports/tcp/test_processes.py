@@ -127,7 +127,8 @@ def test_killed_owner_is_a_lost_peer_long_before_the_deadline(peer, here, eventu
 def test_stopped_owner_is_given_up_at_the_deadline_and_goes_on_later(peer, here, eventually):
     owner, reader = peer("owner"), here()
     lease = reader.lease_of(owner)
-    transfer = reader.read(lease, times=200, timeout_s=1.0)
+    assert reader.read(lease).wait(20)  # there is a connection
+    transfer = reader.read(lease, times=200, timeout_s=3.0)
     eventually(lambda: transfer.telemetry().moved_bytes)
 
     owner.signal(signal.SIGSTOP)
