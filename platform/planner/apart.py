@@ -1,4 +1,8 @@
-"""Prefill workers and decode workers: how few keep the promise, and how fast some are."""
+"""Prefill workers and decode workers: how few keep the promise, and how fast some are.
+
+The percentiles are kept for what comes. What has piled up is late, and workers are busy all the
+time until it is done: it only takes as many as get it done in time.
+"""
 
 from stafette.platform.planner.demand import Demand, Speeds, Split
 from stafette.platform.planner.least import least
@@ -37,13 +41,20 @@ class Apart:
     def _decodes(self, demand: Demand, workers: int) -> bool:
         if demand.rate <= 0:
             return workers > 0
-        running = self._promise.decoding(demand, workers)
-        kept = running.itl_ms_at <= self._promise.itl_to_keep_ms(demand)
-        return kept and running.fits(self._promise.decode)
+        limit, model = self._promise.itl_to_keep_ms(demand), self._promise.decode
+        running = self._promise.decoding(demand.lasting, workers)
+        if running.itl_ms_at > limit or not running.fits(model):
+            return False
+        if not demand.backlog_ms:
+            return True
+        working_off = self._promise.decoding(demand, workers)
+        return working_off.itl_ms <= limit and working_off.fits(model)
 
     def _prefills(self, demand: Demand, workers: int) -> bool:
         prompts = self._promise.prompts(demand, self._after_ms(demand))
-        return self._late_prompts(demand, workers) <= prompts.may_be_late
+        if self._late_prompts(demand.lasting, workers) > prompts.may_be_late:
+            return False
+        return waiting(prompts.work_ms, prompts.rate(demand), demand.dispersion, workers).steady
 
     def _late_prompts(self, demand: Demand, workers: int) -> float:
         after = self._after_ms(demand)

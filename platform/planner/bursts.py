@@ -18,6 +18,7 @@ _KEPT = 720  # values
 # that is only imagined a few workers for a while: one in about 17 hours of a constant load.
 _CLEAR = 3.5
 _BEFORE = 4  # spans, whose mean it rises from
+_RISES = 2  # spans, in which it rises: what comes on top later, replicas have had time for
 _STAYS = 60  # values, after which it is a level
 _HALF = 0.5  # of the share that may be late is left to bursts nobody makes room for
 
@@ -48,12 +49,14 @@ class Bursts:
         self._bursts = [b for b in self._bursts if self._seen - b.begun < _KEPT]
         values = np.array(self._values)
         height = float(values[-self._span :].mean())
-        last = self._bursts[-1] if self._bursts else None
-        if last is not None and last.open:
+        last = self._bursts[-1] if self._bursts and self._bursts[-1].open else None
+        begun = self._begun(values, height, dispersion, last)
+        if begun is not None:
+            if last is not None:
+                self._bursts.remove(last)  # it has become the level that this one rises from
+            self._bursts.append(begun)
+        elif last is not None:
             self._follow(last, rate, height)
-        elif (base := self._base(values)) is not None and self._clear(base, height, dispersion):
-            requests = float(values[-self._span :].sum()) * self._interval_s
-            self._bursts.append(_Burst(base, height, requests, self._seen))
 
     def room_for(self, level: float) -> float:
         """Return the rate that bursts exceed with no more requests than may be late.
@@ -74,13 +77,30 @@ class Bursts:
                 return float(heights[place])
         return 0.0
 
+    def _begun(
+        self, values: Series, height: float, dispersion: float, last: _Burst | None
+    ) -> _Burst | None:
+        """Return the burst that has just begun; `last` is open still."""
+        base = self._base(values)
+        if base is None or (last is not None and self._rises(last)):
+            return None
+        before = base if last is None else max(base, last.height)
+        if not self._clear(before, height, dispersion):
+            return None
+        requests = float(values[-self._span :].sum()) * self._interval_s
+        return _Burst(base, height, requests, self._seen)
+
     def _follow(self, burst: _Burst, rate: float, height: float) -> None:
-        burst.height = max(burst.height, height)
+        if self._rises(burst):
+            burst.height = max(burst.height, height)
         burst.requests += rate * self._interval_s
         if height < (burst.base + burst.height) / 2:
             burst.open = False
         elif self._seen - burst.begun > _STAYS:
             self._bursts.remove(burst)
+
+    def _rises(self, burst: _Burst) -> bool:
+        return self._seen - burst.begun <= _RISES * self._span
 
     def _base(self, values: Series) -> float | None:
         before = values[-(1 + _BEFORE) * self._span : -self._span]

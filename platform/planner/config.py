@@ -72,7 +72,8 @@ class PlannerConfig:
     replicas_interval_s: float = 5.0  # between two decisions on replicas
     bin_s: float = 10.0  # of the series that is forecast
     quantile: float = 0.95  # of what may come, that there must be room for
-    hold_down_s: float = 180.0  # a smaller need must last so long before replicas go
+    # A smaller need must last so long before replicas go; None: one and a half start-up times.
+    hold_down_s: float | None = None
     idle_s: float = 300.0  # without any request, before pools may be emptied
     drain_backlog_s: float = 30.0  # in which what has piled up is worked off
     promise_window_s: float = 3_600.0  # over which the share of late requests is counted
@@ -80,8 +81,10 @@ class PlannerConfig:
     num_cpus: float = 0.0  # of its process on a running fleet, for Ray
 
     def __post_init__(self) -> None:
-        for name in ("interval_s", "replicas_interval_s", "bin_s", "hold_down_s", "idle_s"):
+        for name in ("interval_s", "replicas_interval_s", "bin_s", "idle_s"):
             _check_above(name, getattr(self, name), 0.0)
+        if self.hold_down_s is not None:
+            _check_above("hold_down_s", self.hold_down_s, 0.0)
         for name in ("drain_backlog_s", "promise_window_s"):
             _check_above(name, getattr(self, name), 0.0)
         if not 0.5 <= self.quantile < 1:

@@ -1,6 +1,6 @@
 """What is to be served, by whom, and how fast that is."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from stafette.platform.planner.shape import Shape
 
@@ -15,6 +15,11 @@ class Demand:
     backlog_ms: float = 0.0
     least_decode: int = 1  # workers, for what runs already
     local_ms: float = 0.0  # of prefilling that each request costs the worker that decodes it
+
+    @property
+    def lasting(self) -> "Demand":
+        """Return what is to be served when nothing is piled up any more."""
+        return replace(self, backlog_ms=0.0) if self.backlog_ms else self
 
 
 @dataclass(frozen=True, slots=True)

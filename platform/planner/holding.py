@@ -1,12 +1,14 @@
 """The slow lever's patience: more replicas at once, fewer only when that has been enough for long.
 
-How long is learned: who had to take back a reduction soon waits longer before the next one.
+How long is learned: who had to take a reduction back soon waits longer before it goes below that
+size again. What is above it was needed for something else, and goes as it always does.
 """
 
 from collections import deque
 
 _REGRET_S = 600.0  # a reduction taken back within so long has saved less than it has cost
-_LONGEST = 4.0  # times the configured patience
+_LONGER = 4.0  # times as long as before, after such a reduction
+_LONGEST = 8.0  # times the usual patience
 
 
 class Patience:
@@ -17,6 +19,8 @@ class Patience:
         self.hold_s = hold_s
         self._needs: deque[tuple[float, int]] = deque()
         self._reduced_at: float | None = None
+        self._reduced_from = 0
+        self._regretted = 0  # the size that was taken back
         self._since: float | None = None
 
     def note(self, at: float, need: int) -> None:
@@ -28,16 +32,25 @@ class Patience:
 
     def lowest(self, at: float, current: int) -> int:
         """Return how few were enough all along; `current` until that is known for long enough."""
-        if self._since is None or at - self._since < self.hold_s:
+        if self._since is None or at - self._since < self._least_s:
             return current
-        return min(current, max(need for _, need in self._needs))
+        usual = self._most_since(at - self._least_s)
+        if usual >= self._regretted or self.hold_s == self._least_s:
+            return min(current, usual)
+        known = at - self._since >= self.hold_s
+        patient = self._most_since(at - self.hold_s) if known else current
+        return min(current, max(usual, min(self._regretted, patient)))
 
     def grew(self, at: float) -> None:
         if self._reduced_at is not None and at - self._reduced_at < _REGRET_S:
-            self.hold_s = min(2 * self.hold_s, _LONGEST * self._least_s)
+            self.hold_s = min(_LONGER * self.hold_s, _LONGEST * self._least_s)
+            self._regretted = self._reduced_from
         self._reduced_at = None
 
-    def shrank(self, at: float) -> None:
+    def shrank(self, at: float, before: int) -> None:
         if self._reduced_at is not None and at - self._reduced_at > _REGRET_S:
-            self.hold_s = max(self.hold_s / 2, self._least_s)
-        self._reduced_at = at
+            self.hold_s = max(self.hold_s / _LONGER, self._least_s)
+        self._reduced_at, self._reduced_from = at, before
+
+    def _most_since(self, since: float) -> int:
+        return max((need for at, need in self._needs if at >= since), default=0)

@@ -33,7 +33,10 @@ from stafette.platform.planner.startups import Startups
 from stafette.platform.planner.traffic import Traffic
 from stafette.platform.planner.velocity import most_decoding
 
-_BUSY = 0.5  # of what a worker decodes at most, or of the time to the first token, is queued
+_PILED_UP = 0.5  # of the time to the first token is queued
+# Of what a worker decodes at most: routers give prompts to those who have time for them, and only
+# what they give to the others as well takes it from answers.
+_NEARLY_FULL = 0.8
 _ASSUMED = Shape.of(prompt=2_000, output=250)
 
 
@@ -135,8 +138,8 @@ class Planner:
             serving,
             decode,
             shape,
-            busy_from=_BUSY * most_decoding(decode, shape, slo),
-            piled_up=seen.waiting > 0 or queued_ms > _BUSY * slo.ttft_ms * max(1, len(serving)),
+            busy_from=_NEARLY_FULL * most_decoding(decode, shape, slo),
+            piled_up=seen.waiting > 0 or queued_ms > _PILED_UP * slo.ttft_ms * max(1, len(serving)),
         )
 
     def _flips(self, now: Situation, going: set[str]) -> list[RoleFlip]:

@@ -17,6 +17,8 @@ from stafette.platform.planner.startups import Startups
 from stafette.workers.service.standing import ROLES
 
 _RESTS_S = 30.0  # without a request, from which the fleet rests
+# A replica that is kept idle for longer than its start takes has cost more than starting it again.
+_STARTS = 1.5
 _MARGIN = 1.1  # fewer replicas must be enough for a little more than is likely
 
 
@@ -41,7 +43,10 @@ class Replicas:
         self._pools = pools
         self._beliefs = beliefs
         self._startups = startups
-        self._patience = {role: Patience(config.hold_down_s) for role in (*ROLES, "all")}
+        hold_s = config.hold_down_s
+        if hold_s is None:
+            hold_s = _STARTS * max(spec.limits.startup_s for spec in pools.values())
+        self._patience = {role: Patience(hold_s) for role in (*ROLES, "all")}
         self._wish: Wish | None = None
         self._decided_at = float("-inf")
 
@@ -113,8 +118,9 @@ class Replicas:
         return max(now.rates.upper, now.rates.middle * _MARGIN)
 
     def _size(self, sizer: Sizer, now: Situation, demand: Demand) -> Sizing:
-        least = now.live.least_decode(self._beliefs.decode, now.shape, self._config.slo)
-        demand = replace(demand, least_decode=least)
+        if not self._startups.pending:  # else what is too much now is why they were asked for
+            least = now.live.least_decode(self._beliefs.decode, now.shape, self._config.slo)
+            demand = replace(demand, least_decode=least)
         roles = {spec.role for spec in self._pools.values()}
         if roles == {"both"}:
             return sizer.together(demand) or sizer.apart(demand).merged()
@@ -179,7 +185,7 @@ class Replicas:
             return current, "a smaller need must last" if wanted < current else None
         if now.kept.broken(self._config.slo):
             return current, "too many answers are late already"
-        patience.shrank(now.at)
+        patience.shrank(now.at, current)
         return lowest, None
 
     def _told(self, found: Allocation, sizing: Sizing, why: str) -> Wish:

@@ -7,13 +7,15 @@ from math import ceil, sqrt
 import numpy as np
 
 from stafette.platform.planner.bursts import Bursts
-from stafette.platform.planner.forecasting.contest import Contest
+from stafette.platform.planner.forecasting.contest import Contest, Forecast
 from stafette.platform.planner.observation import Observation
 from stafette.platform.planner.queueing import dispersion_of
 
 _WINDOWS_S = (3.0, 5.0, 10.0, 20.0, 40.0)  # in which a jump is looked for
-_JUMP = 5.0  # standard deviations, after the square root has made them equal
+_JUMP = 4.5  # standard deviations, after the square root has made them equal
 _CALM_S = 30.0  # after a jump, until the next one
+_CHANCE = 0.5  # of a count's root, which is a standard deviation of it
+_TELLING_S = 60.0  # of the past, beyond which a forecast hardly rests on more
 NONE = "nobody yet"
 _KEPT_S = 600.0
 _GRAIN_S = 5.0  # of the counts that say how unevenly requests come
@@ -55,8 +57,11 @@ class Traffic:
         self._open_arrivals = 0
         self._open_s = 0.0
         self._dispersion = 1.0
+        self._said: deque[tuple[float, Forecast]] = deque()  # forecasts, and when they were made
+        self._level_since: float | None = None  # when what they rest on began
         self._jumped_at: float | None = None
         self._jump_rate = 0.0
+        self._jump_count, self._jump_window_s = 0.0, 1.0  # that showed it
         self.idle_since: float | None = None
         self.jumps = 0
 
@@ -71,13 +76,18 @@ class Traffic:
             self.idle_since = None
         elif self.idle_since is None:
             self.idle_since = at - observation.window_s
-        self._fill_bin(observation.window_s, arrivals)
+        self._level_since = (
+            at - observation.window_s if self._level_since is None else self._level_since
+        )
+        self._fill_bin(at, observation.window_s, arrivals)
         self._look_for_jump(at)
 
     def forget_gap(self) -> None:
         """Nobody has looked for a while: what a bin was about to become is worth nothing."""
         self._open_arrivals, self._open_s = 0, 0.0
         self._counts.clear()
+        self._said.clear()
+        self._level_since = None
 
     def rates(self) -> Rates:
         now = self._mean(_WINDOWS_S[-1])
@@ -95,14 +105,16 @@ class Traffic:
             upper = max(upper, now)
         return Rates(now, middle, upper, forecast.model, dispersion, jumped, busy)
 
-    def _fill_bin(self, seconds: float, arrivals: int) -> None:
+    def _fill_bin(self, at: float, seconds: float, arrivals: int) -> None:
         self._open_arrivals += arrivals
         self._open_s += seconds
         if self._open_s >= self._bin_s * 0.999:
             rate = self._open_arrivals / self._open_s
-            self._dispersion = self._uneven()
+            if rate > 0:  # who is not there comes neither evenly nor unevenly
+                self._dispersion = self._uneven()
             self.contest.observe(rate)
             self._bursts.see(rate, self._dispersion)
+            self._note_forecast(at)
             if rate > 0:
                 self._busy.append(rate)
             self._open_arrivals, self._open_s = 0, 0.0
@@ -126,27 +138,69 @@ class Traffic:
             return False
         return self._counts[-1][0] - self._jumped_at < 3 * self._bin_s
 
+    def _note_forecast(self, at: float) -> None:
+        forecast = self.contest.forecast()
+        if forecast is not None:
+            self._said.append((at, forecast))
+        while len(self._said) > 1 and self._said[1][0] <= at - _WINDOWS_S[-1]:
+            self._said.popleft()
+
     def _look_for_jump(self, at: float) -> None:
-        if self._jumping:  # how high it goes shows more clearly the longer it lasts
-            self._jump_rate = self._mean(max(_WINDOWS_S[0], at - (self._jumped_at or at) + 3.0))
+        spread = sqrt(max(self._dispersion, 1.0))
+        if self._jumping:
+            self._jump_rate = self._rate_since_jump(at)
         if self._jumped_at is not None and at - self._jumped_at < _CALM_S:
             return
-        forecast = self.contest.forecast()
-        if forecast is None:
-            return
-        spread = sqrt(max(self._dispersion, 1.0))
         for window in _WINDOWS_S:
+            forecast = self._said_before(at - window)
+            if forecast is None:
+                return
             count, seconds = self._sum(window)
-            far = 2 * (sqrt(count) - sqrt(forecast.middle * seconds)) / spread
-            up, down = far > _JUMP, far < -_JUMP and window >= _WINDOWS_S[2]
-            if (up and count / seconds > forecast.upper) or (down and seconds >= window * 0.9):
-                self._jump(at, count / seconds)
+            far = 2 * (sqrt(count) - sqrt(forecast.middle * seconds))
+            far /= spread * sqrt(1 + window / self._known_s(at - window))
+            if far > _JUMP and count / seconds > forecast.upper:
+                # Chance has helped whatever is noticed: what it has not done is asked for at once,
+                # and the rest as it shows.
+                self._jump(at, self._without_chance(count), seconds)
+                return
+            if far < -_JUMP and window >= _WINDOWS_S[2] and seconds >= window * 0.9:
+                self._jump(at, count, seconds)
                 return
 
-    def _jump(self, at: float, rate: float) -> None:
-        self._jumped_at, self._jump_rate = at, rate
+    def _said_before(self, at: float) -> Forecast | None:
+        """Return what was forecast before a window began: what has come since is in later ones."""
+        for when, forecast in reversed(self._said):
+            if when <= at + 1e-9:
+                return forecast
+        return self._said[0][1] if self._said else None
+
+    def _known_s(self, at: float) -> float:
+        """Return how much of the past a forecast of then rests on."""
+        known = at - (at if self._level_since is None else self._level_since)
+        return min(max(known, self._bin_s), _TELLING_S)
+
+    def _rate_since_jump(self, at: float) -> float:
+        """Return how high it goes: that shows more clearly the longer it lasts."""
+        since = at - (at if self._jumped_at is None else self._jumped_at)
+        if since <= 0:
+            return self._jump_rate
+        count = self._sum(since)[0]
+        together = (self._jump_count + count) / (self._jump_window_s + since)
+        # What showed the jump may have begun before it.
+        return max(together, self._without_chance(count) / since)
+
+    def _without_chance(self, count: int) -> float:
+        spread = sqrt(max(self._dispersion, 1.0))
+        return max(sqrt(count) - _CHANCE * spread, 0.0) ** 2
+
+    def _jump(self, at: float, count: float, seconds: float) -> None:
+        self._jumped_at = at
+        self._jump_count, self._jump_window_s = count, seconds
+        self._jump_rate = count / seconds
         self.jumps += 1
         self.contest.shift()
+        self._said.clear()
+        self._level_since = at
         self._open_arrivals, self._open_s = 0, 0.0
 
     def _sum(self, window_s: float) -> tuple[int, float]:
@@ -163,9 +217,11 @@ class Traffic:
         return count / seconds if seconds else 0.0
 
     def _uneven(self) -> float:
-        """Return the counts' dispersion."""
+        """Return the counts' dispersion; a jump is none."""
         grains, arrivals, seconds = [], 0, 0.0
-        for _, covered, count in self._counts:
+        for at, covered, count in self._counts:
+            if self._jumped_at is not None and at <= self._jumped_at:
+                continue
             arrivals += count
             seconds += covered
             if seconds >= _GRAIN_S * 0.999:

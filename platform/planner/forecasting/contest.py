@@ -16,7 +16,7 @@ import numpy as np
 
 from stafette.platform.planner.forecasting.arima import Arima
 from stafette.platform.planner.forecasting.averages import Constant, MovingAverage
-from stafette.platform.planner.forecasting.carrying import carried
+from stafette.platform.planner.forecasting.carrying import as_far_off
 from stafette.platform.planner.forecasting.forecaster import Forecaster, Series
 from stafette.platform.planner.forecasting.kalman import LocalTrend
 from stafette.platform.planner.forecasting.seasonal import Seasonal
@@ -161,7 +161,7 @@ class Contest:
         if len(record.told) < _FEW:
             return None
         middles, actuals = np.array(record.told).T
-        return float(np.quantile(carried(middle, middles, actuals), quantile)) - middle
+        return float(np.quantile(as_far_off(middle, middles, actuals), quantile)) - middle
 
     def _noise(self, middle: float) -> float:
         """Return the variance of half a horizon's mean rate, where requests come at random."""

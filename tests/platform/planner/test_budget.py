@@ -8,7 +8,7 @@ from stafette.platform.planner.budget import Budget
 from stafette.platform.planner.bursts import Bursts
 from stafette.platform.planner.config import SloConfig
 from stafette.platform.planner.demand import Demand, Split
-from stafette.platform.planner.forecasting.carrying import carried
+from stafette.platform.planner.forecasting.carrying import as_far_off, carried
 from stafette.platform.planner.observation import Finished
 from stafette.platform.planner.resting import least_at_rest
 from stafette.platform.planner.shape import Shape
@@ -73,6 +73,20 @@ def test_level_that_stays_is_no_burst():
     assert bursts.room_for(5.0) == 0.0
 
 
+def test_day_that_dawns_slowly_is_no_burst_as_high_as_its_noon():
+    dawn = [(0.3 + 0.05 * number, 1) for number in range(60)]
+
+    bursts = seen(few(), (0.3, 40), (0.8, 4), *dawn, (0.3, 40))
+
+    assert bursts.room_for(2.0) < 4.0
+
+
+def test_burst_upon_a_level_that_has_just_risen_is_seen_all_the_same():
+    bursts = seen(few(), (0.5, 40), (2.0, 30), (6.0, 6), (2.0, 20))
+
+    assert bursts.room_for(2.0) == pytest.approx(6.0, rel=0.1)
+
+
 def test_no_burst_is_expected_upon_a_burst():
     bursts = seen(few(), (2.0, 40), (4.0, 6), (2.0, 40), (4.0, 6))
 
@@ -102,6 +116,13 @@ def test_excursion_is_carried_without_a_leap_at_the_level_it_was_seen_at():
     found = [carried(level, base, height) for level in (4.0 - 1e-9, 4.0 + 1e-9)]
 
     assert np.allclose(found, 9.0)
+
+
+def test_forecast_that_was_off_is_as_far_off_higher_up_and_in_proportion_below():
+    told, came = np.array([0.0, 2.0]), np.array([1.5, 3.0])
+
+    assert as_far_off(4.0, told, came).tolist() == [5.5, 5.0]
+    assert as_far_off(1.0, told[1:], came[1:]).tolist() == [1.5]
 
 
 def test_who_rests_keeps_nobody_when_a_whole_start_up_time_may_be_late():

@@ -1,6 +1,8 @@
 """The signals that decisions rest on: jumps, shapes, start-ups, patience, local work."""
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from stafette.platform.planner.config import PoolLimits
 from stafette.platform.planner.engine_model import EngineModel
@@ -33,6 +35,28 @@ def test_jump_is_seen_within_seconds_and_its_height_told():
 
     assert rates.jumped
     assert rates.upper == pytest.approx(20, rel=0.3)
+
+
+def test_level_that_rises_while_it_is_counted_is_a_jump_all_the_same():
+    traffic = Traffic(10.0, 70.0, 0.95)
+    seconds(traffic, 1.0, 100, 1)
+
+    for number in range(30):  # no three seconds tell enough, and forecasts follow from bin to bin
+        traffic.see(Observation(at=101.0 + number, window_s=1.0, arrivals=(2, 4, 3)[number % 3]))
+
+    assert traffic.jumps == 1
+    assert traffic.rates().upper == pytest.approx(3.0, rel=0.2)
+
+
+def test_what_a_lucky_second_shows_of_a_jump_is_not_asked_for_at_once():
+    traffic = Traffic(10.0, 70.0, 0.95)
+    seconds(traffic, 1.0, 100, 2)
+
+    lucky = seconds(traffic, 101.0, 1, 40).upper
+    rates = seconds(traffic, 102.0, 20, 12)
+
+    assert lucky < 40 / 3
+    assert rates.upper == pytest.approx(12, rel=0.15)
 
 
 def test_random_ups_and_downs_are_no_jump():
@@ -110,16 +134,51 @@ def test_patience_waits_for_the_highest_need_to_be_long_ago():
 
 def test_who_had_to_take_a_reduction_back_waits_longer_before_the_next():
     patience = Patience(100.0)
-    patience.shrank(1_000.0)
+    patience.shrank(1_000.0, before=4)
 
     patience.grew(1_200.0)
 
-    assert patience.hold_s == 200.0
+    assert patience.hold_s == 400.0
+
+
+def test_only_the_size_that_was_missed_waits_longer_and_what_is_above_it_goes_as_ever():
+    patience = Patience(100.0)
+    patience.shrank(1_000.0, before=4)
+    patience.grew(1_200.0)
+    for at, need in ((1_200.0, 4), (1_290.0, 9), (1_300.0, 2), (1_350.0, 2)):
+        patience.note(at, need)
+    assert patience.lowest(1_350.0, 9) == 9
+
+    patience.note(1_400.0, 2)
+    assert patience.lowest(1_400.0, 9) == 4
+
+    patience.note(1_800.0, 2)
+    assert patience.lowest(1_800.0, 4) == 2
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.floats(1.0, 60.0), st.integers(0, 12)), min_size=1, max_size=60))
+def test_nobody_goes_who_was_needed_a_moment_ago_whatever_was_regretted(needs):
+    patience, at, current = Patience(100.0), 0.0, 6
+    seen = []
+    for seconds, need in needs:
+        at += seconds
+        patience.note(at, need)
+        seen.append((at, need))
+        if need > current:
+            patience.grew(at)
+            current = need
+            continue
+        lowest = patience.lowest(at, current)
+        assert max(n for when, n in seen if when >= at - 100.0) <= lowest <= current
+        if lowest < current:
+            patience.shrank(at, before=current)
+            current = lowest
 
 
 def test_reduction_that_lasted_for_long_was_worth_it():
     patience = Patience(100.0)
-    patience.shrank(1_000.0)
+    patience.shrank(1_000.0, before=4)
 
     patience.grew(2_000.0)
 

@@ -75,6 +75,17 @@ def test_what_piled_up_takes_workers_of_both_kinds():
     assert piled.decode > plain.decode
 
 
+def test_what_piled_up_is_worked_off_and_no_percentile_is_kept_for_it():
+    sizer = Sizer(MODEL, SloConfig(ttft_ms=1_000, ttft_percentile=99, itl_ms=40))
+    each_ms = sizer.mean_prompt_ms(SHAPE)
+
+    piled = sizer.apart(demand(5.0, backlog_ms=2.5 * each_ms)).split
+    as_if_it_came = sizer.apart(demand(7.5)).split
+
+    assert 7.5 * each_ms < 1_000 * piled.prefill
+    assert piled.prefill < as_if_it_came.prefill
+
+
 def test_one_worker_that_does_both_is_enough_for_little():
     sizer = Sizer(MODEL, SLO)
 
