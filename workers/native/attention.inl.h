@@ -4,113 +4,6 @@
 // sum, weighted values) from itself alone, and partials are folded in order: a row's result depends
 // neither on the rows beside it nor on who computed which split.
 
-// Operands are 32-bit words: one float, or a pair of bf16 that are neighbours along the summed axis.
-struct FloatMath {
-  static constexpr int kPerWord = 1;
-  static Vec madd(Vec acc, Vec column, Vec row) { return fused(column, row, acc); }
-  static Vec decode(const std::uint32_t* from, int at) { return load_words(from + at); }
-  static void encode(const float* from, int n, std::uint32_t* to) {
-    for (int i = 0; i < n; i += kLanes) store(reinterpret_cast<float*>(to) + i, load(from + i));
-  }
-};
-
-struct PairMath {
-  static constexpr int kPerWord = 2;
-  static Vec madd(Vec acc, Vec column, Vec row) { return dot_pairs(acc, column, row); }
-  static Vec decode(const std::uint32_t* from, int at) {
-    return load_bf16(reinterpret_cast<const std::uint16_t*>(from) + at);
-  }
-  static void encode(const float* from, int n, std::uint32_t* to) {
-    for (int i = 0; i < n; i += kLanes) store_bf16(reinterpret_cast<std::uint16_t*>(to) + i, load(from + i));
-  }
-};
-
-// Where a task keeps its intermediate results.
-struct Scratch {
-  std::uint32_t* queries;  // [rows][words of a head]
-  std::uint32_t* keys;     // [words of a head][kSplit]
-  std::uint32_t* values;   // [words of a split][head_dim]
-  std::uint32_t* weights;  // [rows][words of a split]
-  float* scores;           // [rows][kSplit]
-  float* partial;          // [rows][kPartialHead + head_dim]
-  float* state;            // [rows][kPartialHead + head_dim]
-  std::uint32_t* rows;     // [16][head_dim]: keys on their way to `keys`
-
-  Scratch(void* memory, int num_rows, int head_dim) {
-    auto* at = static_cast<std::uint32_t*>(memory);
-    const auto take = [&at](std::int64_t words) {
-      std::uint32_t* const here = at;
-      at += (words + 15) / 16 * 16;
-      return here;
-    };
-    const std::int64_t n = num_rows;
-    queries = take(n * head_dim);
-    keys = take(std::int64_t{kSplit} * head_dim);
-    values = take(std::int64_t{kSplit} * head_dim);
-    weights = take(n * kSplit);
-    scores = reinterpret_cast<float*>(take(n * kSplit));
-    partial = reinterpret_cast<float*>(take(n * (kPartialHead + head_dim)));
-    state = reinterpret_cast<float*>(take(n * (kPartialHead + head_dim)));
-    rows = take(std::int64_t{16} * head_dim);
-    words = at - static_cast<std::uint32_t*>(memory);
-  }
-  std::int64_t words;
-};
-
-std::size_t attend_scratch(int rows, int head_dim) {
-  return Scratch(nullptr, rows, head_dim).words * sizeof(std::uint32_t);
-}
-
-inline const std::uint8_t* row_at(const KvHead& kv, const std::uint8_t* head, const std::int32_t* blocks,
-                                  int position, std::int64_t row_bytes) {
-  const int offset = position & ((1 << kv.block_shift) - 1);
-  return head + blocks[position >> kv.block_shift] * kv.block_stride + offset * row_bytes;
-}
-
-inline std::int64_t row_bytes_of(const AttendTask& task) {
-  return std::int64_t{task.head_dim} * element_bytes(task.kv.element);
-}
-
-inline const std::uint8_t* row_of(const AttendTask& task, const std::uint8_t* head, int position) {
-  return row_at(task.kv, head, task.blocks, position, row_bytes_of(task));
-}
-
-// Fetches keys and values a token at a time, in step with computation. A head's rows are short
-// runs, which no hardware prefetcher follows from block to block; and asking for many at once
-// only makes the processor wait.
-struct Fetcher {
-  AttendAhead own, next;  // the rest of this task's context, then the next task's
-  std::int64_t row_bytes;
-
-  void step() {
-    if (own.position < own.end) return fetch(own);
-    if (next.position < next.end) fetch(next);
-  }
-
-  void fetch(AttendAhead& from) {
-    const KvHead& kv = from.kv;
-    const std::uint8_t* const key = row_at(kv, kv.keys, from.blocks, from.position++, row_bytes);
-    const std::uint8_t* const value = key + (kv.values - kv.keys);
-    for (int line = 0; line < row_bytes; line += 64) {
-      __builtin_prefetch(key + line, 0, 2);
-      __builtin_prefetch(value + line, 0, 2);
-    }
-  }
-};
-
-inline Fetcher make_fetcher(const AttendTask& task) {
-  const int first = task.first_split * kSplit, stop = task.position + task.tokens;
-  const int end = task.end_split * kSplit < stop ? task.end_split * kSplit : stop;
-  const int second = first + kSplit < end ? first + kSplit : end;
-  Fetcher ahead{{task.blocks, first, second, task.kv}, task.next, row_bytes_of(task)};
-  if (task.cold) {
-    while (ahead.own.position < second) ahead.step();
-  }
-  ahead.own.position = second;
-  ahead.own.end = end;
-  return ahead;
-}
-
 // c[r][n] = sum over k of a[r][k] * b[k][n], for R rows and T registers of columns
 template <class Math, int R, int T>
 inline void product_block(const std::uint32_t* a, std::int64_t lda, const std::uint32_t* b,
@@ -119,23 +12,27 @@ inline void product_block(const std::uint32_t* a, std::int64_t lda, const std::u
   for (int r = 0; r < R; ++r)
     for (int t = 0; t < T; ++t) acc[r][t] = splat(0);
   for (int k = 0; k < depth; ++k) {
-    if (k % 2 == 0) ahead.step();
-    Vec column[T];
-    for (int t = 0; t < T; ++t) column[t] = load_words(b + k * ldb + t * kLanes);
-    for (int r = 0; r < R; ++r) {
-      const Vec row = splat_word(a[r * lda + k]);
-      for (int t = 0; t < T; ++t) acc[r][t] = Math::madd(acc[r][t], column[t], row);
+    if (Math::kPerWord == 2 && k % 2 == 0) ahead.step();
+    Vec row[R];
+    for (int r = 0; r < R; ++r) row[r] = splat_word(a[r * lda + k]);
+    for (int t = 0; t < T; ++t) {
+      const Vec column = load_words(b + k * ldb + t * kLanes);
+      for (int r = 0; r < R; ++r) acc[r][t] = Math::madd(acc[r][t], column, row[r]);
     }
   }
   for (int r = 0; r < R; ++r)
     for (int t = 0; t < T; ++t) store(c + r * ldc + t * kLanes, acc[r][t]);
 }
 
+// Registers of columns that R rows take: enough sums to keep both multipliers busy, in 16 registers
+// (or 32 of the wide ones).
+constexpr int wide_of(int rows) { return kLanes == 16 || rows == 2 || rows == 3 ? 4 : rows == 1 ? 8 : 2; }
+
 template <class Math, int R>
 inline void product_rows(const std::uint32_t* a, std::int64_t lda, const std::uint32_t* b,
                          std::int64_t ldb, int depth, float* c, std::int64_t ldc, int columns,
                          Fetcher& ahead) {
-  constexpr int kWide = kLanes == 16 ? 4 : 2;
+  constexpr int kWide = wide_of(R);
   int n = 0;
   for (; n + kWide * kLanes <= columns; n += kWide * kLanes)
     product_block<Math, R, kWide>(a, lda, b + n, ldb, depth, c + n, ldc, ahead);
@@ -157,24 +54,14 @@ void product(const std::uint32_t* a, std::int64_t lda, int rows, const std::uint
 
 inline bool is_paired(const AttendTask& task) { return task.kv.element == Element::Bfloat16; }
 
-// One row of the pool as words along the head's axis: itself when it is stored so.
-template <class Math>
-const std::uint32_t* words_of(const AttendTask& task, const std::uint8_t* row, std::uint32_t* room) {
-  if (Math::kPerWord == 2 && is_paired(task)) return reinterpret_cast<const std::uint32_t*>(row);
-  float* const floats = reinterpret_cast<float*>(room);
-  for (int i = 0; i < task.head_dim; i += kLanes) store(floats + i, load_as(row, i, task.kv.element));
-  return room;
-}
-
-template <class Math>
-void gather_keys(const AttendTask& task, int first, int count, const Scratch& s, Fetcher& ahead) {
-  const int words = task.head_dim / Math::kPerWord;
+// Pairs: keys become columns, so that a register has a score of 16 keys.
+void gather_key_pairs(const AttendTask& task, int first, int count, const Scratch& s, Fetcher& ahead) {
+  const int words = task.head_dim / PairMath::kPerWord;
   for (int t0 = 0; t0 < count; t0 += 16) {
     const std::uint32_t* from[16];
     for (int t = 0; t < 16; ++t) {
-      std::uint32_t* const room = s.rows + std::int64_t{t} * task.head_dim;
       const int position = first + (t0 + t < count ? t0 + t : t0);
-      from[t] = words_of<Math>(task, row_of(task, task.kv.keys, position), room);
+      from[t] = reinterpret_cast<const std::uint32_t*>(row_of(task, task.kv.keys, position));
     }
     int k = 0;
     for (; k + 16 <= words; k += 16) {
@@ -188,11 +75,18 @@ void gather_keys(const AttendTask& task, int first, int count, const Scratch& s,
   }
 }
 
-void gather_value_pairs(const AttendTask& task, int first, int count, std::uint32_t* to, Fetcher& ahead) {
+void score(PairMath, const AttendTask& task, int first, int count, const Scratch& s, Fetcher& ahead) {
+  const int rows = task.tokens * task.group, words = task.head_dim / PairMath::kPerWord;
+  gather_key_pairs(task, first, count, s, ahead);
+  product<PairMath>(s.queries, words, rows, s.keys, kSplit, words, s.scores, kSplit, (count + 15) / 16 * 16, ahead);
+}
+
+void gather_values(PairMath, const AttendTask& task, int first, int count, const Scratch& s, Fetcher& ahead) {
   const auto row = [&](int t) {
     return reinterpret_cast<const std::uint16_t*>(row_of(task, task.kv.values, first + t));
   };
   const int hd = task.head_dim;
+  std::uint32_t* to = s.values;
   for (int t = 0; t + 1 < count; t += 2, to += hd) {
     zip_rows(row(t), row(t + 1), hd, to);
     ahead.step();
@@ -202,13 +96,60 @@ void gather_value_pairs(const AttendTask& task, int first, int count, std::uint3
   for (int d = 0; d < hd; ++d) to[d] = last[d];
 }
 
-void gather_value_floats(const AttendTask& task, int first, int count, std::uint32_t* to, Fetcher& ahead) {
-  for (int t = 0; t < count; ++t, to += task.head_dim) {
-    const std::uint8_t* const row = row_of(task, task.kv.values, first + t);
+// Rows of the pool, widened; up to `padded` the last one again.
+void widen_rows(const AttendTask& task, const std::uint8_t* head, int first, int count, int padded,
+                std::uint32_t* to, Fetcher& ahead) {
+  for (int t = 0; t < padded; ++t, to += task.head_dim) {
+    const std::uint8_t* const row = row_of(task, head, first + (t < count ? t : count - 1));
     ahead.step();
-    float* const floats = reinterpret_cast<float*>(to);
-    for (int d = 0; d < task.head_dim; d += kLanes) store(floats + d, load_as(row, d, task.kv.element));
+    load_row(row, task.head_dim, task.kv.element, reinterpret_cast<float*>(to));
   }
+}
+
+// Scores of R queries and T keys, both as rows of floats. A score is one chain along the head, whose
+// lanes are added up last: the same bits for every R and T.
+template <int R, int T>
+inline void score_block(const float* queries, const float* keys, int head_dim, float* scores) {
+  Vec acc[R][T];
+  for (int r = 0; r < R; ++r)
+    for (int t = 0; t < T; ++t) acc[r][t] = splat(0);
+  for (int d = 0; d < head_dim; d += kLanes) {
+    Vec row[R];
+    for (int r = 0; r < R; ++r) row[r] = load(queries + r * head_dim + d);
+    for (int t = 0; t < T; ++t) {
+      const Vec key = load(keys + t * head_dim + d);
+      for (int r = 0; r < R; ++r) acc[r][t] = fused(row[r], key, acc[r][t]);
+    }
+  }
+  for (int r = 0; r < R; ++r)
+    for (int t = 0; t < T; t += 4) store_totals(scores + r * kSplit + t, &acc[r][t]);
+}
+
+template <int R, int T>
+inline void score_keys(const float* queries, const float* keys, int num_keys, int head_dim, float* scores) {
+  for (int t = 0; t < num_keys; t += T)
+    score_block<R, T>(queries, keys + std::int64_t{t} * head_dim, head_dim, scores + t);
+}
+
+constexpr int kNearKeys = 32;  // that stay in the nearest cache while all queries pass
+
+void score(FloatMath, const AttendTask& task, int first, int count, const Scratch& s, Fetcher& ahead) {
+  const int rows = task.tokens * task.group, hd = task.head_dim, padded = (count + 7) / 8 * 8;
+  widen_rows(task, task.kv.keys, first, count, padded, s.keys, ahead);
+  const float* const keys = reinterpret_cast<const float*>(s.keys);
+  const float* const queries = reinterpret_cast<const float*>(s.queries);
+  for (int t = 0; t < padded; t += kNearKeys) {
+    const int n = padded - t < kNearKeys ? padded - t : kNearKeys;
+    const float* const near = keys + std::int64_t{t} * hd;
+    int r = 0;
+    for (; r + 3 <= rows; r += 3) score_keys<3, 4>(queries + r * hd, near, n, hd, s.scores + r * kSplit + t);
+    if (rows - r == 2) score_keys<2, 4>(queries + r * hd, near, n, hd, s.scores + r * kSplit + t);
+    if (rows - r == 1) score_keys<1, 8>(queries + r * hd, near, n, hd, s.scores + r * kSplit + t);
+  }
+}
+
+void gather_values(FloatMath, const AttendTask& task, int first, int count, const Scratch& s, Fetcher& ahead) {
+  widen_rows(task, task.kv.values, first, count, count, s.values, ahead);
 }
 
 template <class Math>
@@ -293,15 +234,8 @@ void attend_split(const AttendTask& task, int split, const Scratch& s, float* pa
   const int rows = task.tokens * task.group, hd = task.head_dim, width = kPartialHead + hd;
   const int first = split * kSplit, last = task.position + task.tokens - 1;
   const int count = last - first + 1 < kSplit ? last - first + 1 : kSplit;
-  const int words = hd / Math::kPerWord;
-  gather_keys<Math>(task, first, count, s, ahead);
-  product<Math>(s.queries, words, rows, s.keys, kSplit, words, s.scores, kSplit, (count + 15) / 16 * 16,
-                ahead);
-  if (Math::kPerWord == 2) {
-    gather_value_pairs(task, first, count, s.values, ahead);
-  } else {
-    gather_value_floats(task, first, count, s.values, ahead);
-  }
+  score(Math{}, task, first, count, s, ahead);
+  gather_values(Math{}, task, first, count, s, ahead);
   constexpr int kWords = kSplit / Math::kPerWord;
   for (int r = 0; r < rows; ++r) {
     const Visible seen = visible(task, r, split);

@@ -2,69 +2,81 @@
 //
 // A row's result is one chain of additions over the groups in order, whatever the number of tokens.
 
-constexpr int kParts = kTileRows / kLanes;  // registers that a tile's 16 rows take
-constexpr int kAbreast = 4;                 // tokens whose integer sums are computed side by side
+constexpr int kParts = kTileRows / kLanes;      // registers that a tile's 16 rows take
+constexpr int kAbreast = 4;                     // tokens whose integer sums are computed side by side
+constexpr int kUnrolled = kParts == 1 ? 4 : 1;  // rounds of these, where registers hold all sums
 
 inline void prefetch(const void* p) { __builtin_prefetch(p, 0, 3); }
 
+// dots[part][n]: rows of a part times token n, for one group and N tokens. Shared codes were opened for
+// other tokens as well.
+template <int N>
+using Dots = Vec[kParts][N];
+
 struct Int4 {
   static constexpr int kGroupBytes = 256;
-  static void decode(const std::uint8_t* p, int part, DotCodes& out) { decode4(p, part, out); }
-  template <int N>
-  static void dot(const DotCodes& w, const std::int8_t* a, const std::int32_t* zero, Vec* out) {
-    dot4<N>(w, a, zero, out);
+  static void open(const std::uint8_t* p, DotCodes& out) { open4(p, out); }
+  template <int N, bool kShared>
+  static void dot(const DotCodes& w, const std::int8_t* a, const std::int32_t*, Dots<N>& out) {
+    dot4<N, kShared>(w, a, out);
   }
 };
 
 struct Int8 {
   static constexpr int kGroupBytes = 512;
-  static void decode(const std::uint8_t* p, int part, DotCodes& out) { decode8(p, part, out); }
-  template <int N>
-  static void dot(const DotCodes& w, const std::int8_t* a, const std::int32_t* zero, Vec* out) {
-    dot8<N>(w, a, zero, out);
+  static void open(const std::uint8_t* p, DotCodes& out) { open8(p, out); }
+  template <int N, bool kShared>
+  static void dot(const DotCodes& w, const std::int8_t* a, const std::int32_t* zero, Dots<N>& out) {
+    dot8<N, kShared>(w, a, zero, out);
   }
 };
 
 // acc[first..first+N) += scale * dot + offset * sum, for one group
 template <class Code, int N, bool kOffsets, int M>
-inline void add_group(const DotCodes& codes, Vec scale, Vec offset, const Panel& in, int group,
-                      int first, Vec (&acc)[M]) {
+inline void add_group(const DotCodes& codes, const Vec (&scale)[kParts], const Vec (&offset)[kParts],
+                      const Panel& in, int group, int first, Vec (&acc)[M][kParts]) {
   const std::int64_t at = std::int64_t{group} * M + first;
-  Vec dots[N];
-  Code::template dot<N>(codes, in.codes + at * kGroup, in.zero + at, dots);
-  for (int n = 0; n < N; ++n) acc[first + n] = fused(dots[n] * scale, splat(in.scale[at + n]), acc[first + n]);
-  if (kOffsets) {
-    for (int n = 0; n < N; ++n) acc[first + n] = fused(offset, splat(in.sum[at + n]), acc[first + n]);
+  Dots<N> dots;
+  Code::template dot<N, (M > kAbreast)>(codes, in.codes + at * kGroup, in.zero + at, dots);
+  for (int n = 0; n < N; ++n) {
+    for (int p = 0; p < kParts; ++p) {
+      Vec& sum = acc[first + n][p];
+      sum = fused(dots[p][n] * scale[p], splat(in.scale[at + n]), sum);
+      if (kOffsets) sum = fused(offset[p], splat(in.sum[at + n]), sum);
+    }
   }
 }
 
 template <class Code, int M, bool kOffsets>
 void multiply_codes(const Matrix& weight, int tile, const Panel& in, float* out, std::int64_t stride) {
   const std::uint8_t* const data = weight.tile(tile);
-  constexpr int kScales = kTileRows * (kOffsets ? 2 : 1);
-  for (int part = 0; part < kParts; ++part) {
-    const auto* scales = reinterpret_cast<const std::uint16_t*>(data + weight.scales_at) + part * kLanes;
-    Vec acc[M];
-    for (int m = 0; m < M; ++m) acc[m] = splat(0);
-    for (int g = 0; g < weight.groups; ++g) {
-      const std::uint8_t* const packed = data + std::int64_t{g} * Code::kGroupBytes;
-      for (int line = 0; line < Code::kGroupBytes; line += 64) prefetch(packed + weight.tile_bytes + line);
-      DotCodes codes;
-      Code::decode(packed, part, codes);
-      const Vec scale = load_half(scales + std::int64_t{g} * kScales);
-      const Vec offset = kOffsets ? load_half(scales + std::int64_t{g} * kScales + kTileRows) : splat(0);
-      constexpr int kWhole = M / kAbreast * kAbreast;
-#pragma GCC unroll 4
-      for (int m = 0; m < kWhole; m += kAbreast) {
-        add_group<Code, kAbreast, kOffsets, M>(codes, scale, offset, in, g, m, acc);
-      }
-      if constexpr (M % kAbreast != 0) {
-        add_group<Code, M % kAbreast, kOffsets, M>(codes, scale, offset, in, g, kWhole, acc);
-      }
+  const auto* scales = reinterpret_cast<const std::uint16_t*>(data + weight.scales_at);
+  Vec acc[M][kParts];
+  for (int m = 0; m < M; ++m)
+    for (int p = 0; p < kParts; ++p) acc[m][p] = splat(0);
+  for (int g = 0; g < weight.groups; ++g) {
+    const std::uint8_t* const packed = data + std::int64_t{g} * Code::kGroupBytes;
+    for (int line = 0; line < Code::kGroupBytes; line += 64) prefetch(packed + weight.tile_bytes + line);
+    DotCodes codes;
+    Code::open(packed, codes);
+    Vec scale[kParts], offset[kParts];
+    for (int p = 0; p < kParts; ++p) {
+      scale[p] = load_half(scales + p * kLanes);
+      offset[p] = kOffsets ? load_half(scales + kTileRows + p * kLanes) : splat(0);
     }
-    const Vec unit = splat(weight.unit);
-    for (int m = 0; m < M; ++m) store(out + m * stride + part * kLanes, acc[m] * unit);
+    scales += kTileRows * (kOffsets ? 2 : 1);
+    constexpr int kWhole = M / kAbreast * kAbreast;
+#pragma GCC unroll kUnrolled
+    for (int m = 0; m < kWhole; m += kAbreast) {
+      add_group<Code, kAbreast, kOffsets, M>(codes, scale, offset, in, g, m, acc);
+    }
+    if constexpr (M % kAbreast != 0) {
+      add_group<Code, M % kAbreast, kOffsets, M>(codes, scale, offset, in, g, kWhole, acc);
+    }
   }
+  const Vec unit = splat(weight.unit);
+  for (int m = 0; m < M; ++m)
+    for (int p = 0; p < kParts; ++p) store(out + m * stride + p * kLanes, acc[m][p] * unit);
 }
 
 template <int M>

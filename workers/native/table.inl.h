@@ -5,6 +5,7 @@ namespace {
 #include STAFETTE_VEC
 #include "rows.inl.h"
 #include "multiply.inl.h"
+#include "attention_memory.inl.h"
 #include "attention.inl.h"
 
 const Kernels kTable = {STAFETTE_ISA, multiply,  pack,     swiglu, norm, rope,          add,

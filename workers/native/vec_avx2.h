@@ -7,7 +7,10 @@ constexpr bool kPairedAttention = false;  // without instructions for pairs, flo
 struct Vec {
   __m256 v;
 };
-using DotCodes = __m256i[8];  // half a group of a tile: 8 rows x 4 columns in each
+struct DotCodes {             // a group of a tile: 8 rows x 4 columns in each register
+  __m256i codes[8][2];       // [column / 4][half of the rows]
+  __m256i magnitudes[8][2];  // of 8-bit codes that are shared
+};
 
 inline Vec load(const float* p) { return {_mm256_loadu_ps(p)}; }
 inline void store(float* p, Vec a) { _mm256_storeu_ps(p, a.v); }
@@ -26,6 +29,12 @@ inline float total(Vec a) {
   __m128 x = _mm_add_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
   x = _mm_add_ps(x, _mm_movehl_ps(x, x));
   return _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)));
+}
+// to[i] = the sum of from[i]'s lanes, for four
+inline void store_totals(float* to, const Vec* from) {
+  const __m256 low = _mm256_hadd_ps(from[0].v, from[1].v), high = _mm256_hadd_ps(from[2].v, from[3].v);
+  const __m256 halves = _mm256_hadd_ps(low, high);
+  _mm_storeu_ps(to, _mm_add_ps(_mm256_castps256_ps128(halves), _mm256_extractf128_ps(halves, 1)));
 }
 inline float largest(Vec a) {
   __m128 x = _mm_max_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
@@ -120,17 +129,22 @@ inline void transpose(const std::uint32_t* const* from, std::uint32_t* to, std::
 
 inline __m256i load_codes(const std::uint8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
 
-inline void decode4(const std::uint8_t* packed, int part, DotCodes& out) {
+inline void open4(const std::uint8_t* packed, DotCodes& out) {
   const __m256i low = _mm256_set1_epi8(0x0F);
-  for (int i = 0; i < 4; ++i) {
-    const __m256i both = load_codes(packed + 64 * i + 32 * part);
-    out[i] = _mm256_and_si256(both, low);
-    out[i + 4] = _mm256_and_si256(_mm256_srli_epi16(both, 4), low);
-  }
+  for (int i = 0; i < 4; ++i)
+    for (int p = 0; p < 2; ++p) {
+      const __m256i both = load_codes(packed + 64 * i + 32 * p);
+      out.codes[i][p] = _mm256_and_si256(both, low);
+      out.codes[i + 4][p] = _mm256_and_si256(_mm256_srli_epi16(both, 4), low);
+    }
 }
-inline void decode8(const std::uint8_t* packed, int part, DotCodes& out) {
+inline void open8(const std::uint8_t* packed, DotCodes& out) {
   const __m256i zero = _mm256_set1_epi8(static_cast<char>(0x80));
-  for (int i = 0; i < 8; ++i) out[i] = _mm256_xor_si256(load_codes(packed + 64 * i + 32 * part), zero);
+  for (int i = 0; i < 8; ++i)
+    for (int p = 0; p < 2; ++p) {
+      out.codes[i][p] = _mm256_xor_si256(load_codes(packed + 64 * i + 32 * p), zero);
+      out.magnitudes[i][p] = _mm256_abs_epi8(out.codes[i][p]);
+    }
 }
 
 inline __m256i splat_four(const std::int8_t* in) {
@@ -139,31 +153,58 @@ inline __m256i splat_four(const std::int8_t* in) {
   return _mm256_set1_epi32(four);
 }
 
-inline Vec sum_pairs(__m256i shorts) { return {_mm256_cvtepi32_ps(_mm256_madd_epi16(shorts, _mm256_set1_epi16(1)))}; }
+// Registers are too few for a group's codes: when several products want them, this makes the compiler
+// read them where they are used.
+template <bool kShared>
+inline const DotCodes& readable(const DotCodes& codes) {
+  const DotCodes* at = &codes;
+  if (kShared) asm("" : "+r"(at) : "m"(*at));
+  return *at;
+}
+// And too few for its products: this makes it add each to its sum before it goes on.
+inline void settle(__m256i& sum) { asm("" : "+x"(sum)); }
 
-// Sixteen products of at most 15 * 127 add up to less than 2^15.
-template <int N>
-inline void dot4(const DotCodes& codes, const std::int8_t* in, const std::int32_t*, Vec* dots) {
-  for (int n = 0; n < N; ++n) {
-    __m256i sum = _mm256_setzero_si256();
-    for (int i = 0; i < 8; ++i) {
-      sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(codes[i], splat_four(in + n * kGroup + 4 * i)));
+// A tile's 16 rows at once, so that an activation is read once for both halves. Sixteen products of
+// at most 15 * 127 add up to less than 2^15.
+template <int N, bool kShared>
+inline void dot4(const DotCodes& opened, const std::int8_t* in, Vec (&dots)[2][N]) {
+  const DotCodes& w = readable<kShared>(opened);
+  __m256i sums[2][N];
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) {
+    for (int n = 0; n < N; ++n) {
+      const __m256i four = splat_four(in + n * kGroup + 4 * i);
+      for (int p = 0; p < 2; ++p) {
+        const __m256i pairs = _mm256_maddubs_epi16(w.codes[i][p], four);
+        sums[p][n] = i == 0 ? pairs : _mm256_add_epi16(sums[p][n], pairs);
+        settle(sums[p][n]);
+      }
     }
-    dots[n] = sum_pairs(sum);
   }
+  const __m256i ones = _mm256_set1_epi16(1);
+  for (int n = 0; n < N; ++n)
+    for (int p = 0; p < 2; ++p) dots[p][n].v = _mm256_cvtepi32_ps(_mm256_madd_epi16(sums[p][n], ones));
 }
 
 // Codes are signed here: the magnitude goes in as unsigned, its sign moves to the activation.
-template <int N>
-inline void dot8(const DotCodes& codes, const std::int8_t* in, const std::int32_t*, Vec* dots) {
+template <int N, bool kShared>
+inline void dot8(const DotCodes& opened, const std::int8_t* in, const std::int32_t*, Vec (&dots)[2][N]) {
+  const DotCodes& w = readable<kShared>(opened);
   const __m256i ones = _mm256_set1_epi16(1);
-  for (int n = 0; n < N; ++n) {
-    __m256i sum = _mm256_setzero_si256();
-    for (int i = 0; i < 8; ++i) {
-      const __m256i signedness = _mm256_sign_epi8(splat_four(in + n * kGroup + 4 * i), codes[i]);
-      const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(codes[i]), signedness);
-      sum = _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, ones));
+  __m256i sums[2][N];
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) {
+    for (int n = 0; n < N; ++n) {
+      const __m256i four = splat_four(in + n * kGroup + 4 * i);
+      for (int p = 0; p < 2; ++p) {
+        const __m256i signedness = _mm256_sign_epi8(four, w.codes[i][p]);
+        const __m256i magnitude = kShared ? w.magnitudes[i][p] : _mm256_abs_epi8(w.codes[i][p]);
+        const __m256i pairs = _mm256_madd_epi16(_mm256_maddubs_epi16(magnitude, signedness), ones);
+        sums[p][n] = i == 0 ? pairs : _mm256_add_epi32(sums[p][n], pairs);
+        settle(sums[p][n]);
+      }
     }
-    dots[n].v = _mm256_cvtepi32_ps(sum);
   }
+  for (int n = 0; n < N; ++n)
+    for (int p = 0; p < 2; ++p) dots[p][n].v = _mm256_cvtepi32_ps(sums[p][n]);
 }

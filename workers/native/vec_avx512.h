@@ -21,6 +21,17 @@ inline Vec smaller(Vec a, Vec b) { return {_mm512_min_ps(a.v, b.v)}; }
 inline Vec magnitude(Vec a) { return {_mm512_abs_ps(a.v)}; }
 inline Vec rounded(Vec a) { return {_mm512_roundscale_ps(a.v, 0)}; }
 inline float total(Vec a) { return _mm512_reduce_add_ps(a.v); }
+inline __m256 folded(Vec a) {
+  const __m256d upper = _mm512_extractf64x4_pd(_mm512_castps_pd(a.v), 1);
+  return _mm256_add_ps(_mm512_castps512_ps256(a.v), _mm256_castpd_ps(upper));
+}
+// to[i] = the sum of from[i]'s lanes, for four
+inline void store_totals(float* to, const Vec* from) {
+  const __m256 low = _mm256_hadd_ps(folded(from[0]), folded(from[1]));
+  const __m256 high = _mm256_hadd_ps(folded(from[2]), folded(from[3]));
+  const __m256 halves = _mm256_hadd_ps(low, high);
+  _mm_storeu_ps(to, _mm_add_ps(_mm256_castps256_ps128(halves), _mm256_extractf128_ps(halves, 1)));
+}
 inline float largest(Vec a) { return _mm512_reduce_max_ps(a.v); }
 
 // value * 2^power for whole powers in -127..127; -127 gives zero
@@ -124,7 +135,7 @@ inline void transpose(const std::uint32_t* const* from, std::uint32_t* to, std::
 
 // ---- weight codes ----
 
-inline void decode4(const std::uint8_t* packed, int /*part*/, DotCodes& out) {
+inline void open4(const std::uint8_t* packed, DotCodes& out) {
   const __m512i low = _mm512_set1_epi8(0x0F);
   for (int i = 0; i < 4; ++i) {
     const __m512i both = _mm512_loadu_si512(packed + 64 * i);
@@ -132,13 +143,13 @@ inline void decode4(const std::uint8_t* packed, int /*part*/, DotCodes& out) {
     out[i + 4] = _mm512_and_si512(_mm512_srli_epi16(both, 4), low);
   }
 }
-inline void decode8(const std::uint8_t* packed, int /*part*/, DotCodes& out) {
+inline void open8(const std::uint8_t* packed, DotCodes& out) {
   for (int i = 0; i < 8; ++i) out[i] = _mm512_loadu_si512(packed + 64 * i);
 }
 
-// dots[n] = start[n] + codes * activations of N tokens, 32 columns each
-template <int N>
-inline void dot4(const DotCodes& codes, const std::int8_t* in, const std::int32_t*, Vec* dots) {
+// dots[0][n] = codes * activations of N tokens, 32 columns each
+template <int N, bool>
+inline void dot4(const DotCodes& codes, const std::int8_t* in, Vec (&dots)[1][N]) {
   __m512i sum[N];
   for (int n = 0; n < N; ++n) sum[n] = _mm512_setzero_si512();
   for (int i = 0; i < 8; ++i) {
@@ -148,10 +159,10 @@ inline void dot4(const DotCodes& codes, const std::int8_t* in, const std::int32_
       sum[n] = _mm512_dpbusd_epi32(sum[n], codes[i], _mm512_set1_epi32(four));
     }
   }
-  for (int n = 0; n < N; ++n) dots[n].v = _mm512_cvtepi32_ps(sum[n]);
+  for (int n = 0; n < N; ++n) dots[0][n].v = _mm512_cvtepi32_ps(sum[n]);
 }
-template <int N>
-inline void dot8(const DotCodes& codes, const std::int8_t* in, const std::int32_t* zero, Vec* dots) {
+template <int N, bool>
+inline void dot8(const DotCodes& codes, const std::int8_t* in, const std::int32_t* zero, Vec (&dots)[1][N]) {
   __m512i sum[N];
   for (int n = 0; n < N; ++n) sum[n] = _mm512_set1_epi32(zero[n]);
   for (int i = 0; i < 8; ++i) {
@@ -161,5 +172,5 @@ inline void dot8(const DotCodes& codes, const std::int8_t* in, const std::int32_
       sum[n] = _mm512_dpbusd_epi32(sum[n], codes[i], _mm512_set1_epi32(four));
     }
   }
-  for (int n = 0; n < N; ++n) dots[n].v = _mm512_cvtepi32_ps(sum[n]);
+  for (int n = 0; n < N; ++n) dots[0][n].v = _mm512_cvtepi32_ps(sum[n]);
 }

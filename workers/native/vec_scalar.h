@@ -7,8 +7,8 @@ constexpr bool kPairedAttention = false;
 struct Vec {
   float v[kLanes];
 };
-struct DotCodes {  // half a group of a tile: [column / 4][row][column % 4], signed
-  std::int16_t v[kGroup / 4][kLanes * 4];
+struct DotCodes {  // a group of a tile: [column / 4][row][column % 4], signed
+  std::int16_t v[kGroup / 4][16 * 4];
 };
 
 template <class Function>
@@ -36,6 +36,10 @@ inline float total(Vec a) {
   float sum = 0;
   for (float x : a.v) sum += x;
   return sum;
+}
+// to[i] = the sum of from[i]'s lanes, for four
+inline void store_totals(float* to, const Vec* from) {
+  for (int i = 0; i < 4; ++i) to[i] = total(from[i]);
 }
 inline float largest(Vec a) {
   float most = a.v[0];
@@ -85,34 +89,35 @@ inline void transpose(const std::uint32_t* const* from, std::uint32_t* to, std::
 
 // ---- weight codes ----
 
-inline void decode4(const std::uint8_t* packed, int part, DotCodes& out) {
+inline void open4(const std::uint8_t* packed, DotCodes& out) {
   for (int i = 0; i < 4; ++i) {
-    const std::uint8_t* const both = packed + 64 * i + 32 * part;
-    for (int j = 0; j < 32; ++j) out.v[i][j] = both[j] & 0x0F;
-    for (int j = 0; j < 32; ++j) out.v[i + 4][j] = both[j] >> 4;
+    const std::uint8_t* const both = packed + 64 * i;
+    for (int j = 0; j < 64; ++j) out.v[i][j] = both[j] & 0x0F;
+    for (int j = 0; j < 64; ++j) out.v[i + 4][j] = both[j] >> 4;
   }
 }
-inline void decode8(const std::uint8_t* packed, int part, DotCodes& out) {
+inline void open8(const std::uint8_t* packed, DotCodes& out) {
   for (int i = 0; i < 8; ++i)
-    for (int j = 0; j < 32; ++j) out.v[i][j] = static_cast<std::int16_t>(packed[64 * i + 32 * part + j] - 128);
+    for (int j = 0; j < 64; ++j) out.v[i][j] = static_cast<std::int16_t>(packed[64 * i + j] - 128);
 }
 
-inline Vec dot_codes(const DotCodes& codes, const std::int8_t* in) {
+inline Vec dot_codes(const DotCodes& codes, int part, const std::int8_t* in) {
   std::int32_t sum[kLanes] = {};
   for (int i = 0; i < 8; ++i) {
     const std::int8_t* const four = in + 4 * i;
     for (int r = 0; r < kLanes; ++r) {
-      const std::int16_t* const w = codes.v[i] + 4 * r;
+      const std::int16_t* const w = codes.v[i] + 4 * (part * kLanes + r);
       sum[r] += w[0] * four[0] + w[1] * four[1] + w[2] * four[2] + w[3] * four[3];
     }
   }
   return each([&](int i) { return static_cast<float>(sum[i]); });
 }
-template <int N>
-inline void dot4(const DotCodes& codes, const std::int8_t* in, const std::int32_t*, Vec* dots) {
-  for (int n = 0; n < N; ++n) dots[n] = dot_codes(codes, in + n * kGroup);
+template <int N, bool>
+inline void dot4(const DotCodes& codes, const std::int8_t* in, Vec (&dots)[2][N]) {
+  for (int n = 0; n < N; ++n)
+    for (int part = 0; part < 2; ++part) dots[part][n] = dot_codes(codes, part, in + n * kGroup);
 }
-template <int N>
-inline void dot8(const DotCodes& codes, const std::int8_t* in, const std::int32_t*, Vec* dots) {
-  for (int n = 0; n < N; ++n) dots[n] = dot_codes(codes, in + n * kGroup);
+template <int N, bool>
+inline void dot8(const DotCodes& codes, const std::int8_t* in, const std::int32_t*, Vec (&dots)[2][N]) {
+  dot4<N, true>(codes, in, dots);
 }
