@@ -5,6 +5,7 @@ import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 from stafette.platform.frontend.errors import ClientGone, TimedOut, TooLarge
@@ -14,6 +15,11 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Headers = Sequence[tuple[bytes, bytes]]
+HangUp = Callable[[], object]
+
+# An extension of our own listener: called with what is to be called when the client hangs up, and
+# with None when that is of no interest any more. Other servers tell it only to whoever waits.
+ON_HANG_UP = "stafette.on_hang_up"
 
 JSON: Headers = ((b"content-type", b"application/json"),)
 EVENTS: Headers = (
@@ -40,6 +46,8 @@ class Exchange:
         self._headers: Headers = scope["headers"]
         self._receive = receive
         self._send = send
+        self._on_hang_up: Callable[[HangUp | None], None] | None
+        self._on_hang_up = scope.get("extensions", {}).get(ON_HANG_UP)
 
     @property
     def started(self) -> bool:
@@ -89,22 +97,28 @@ class Exchange:
 
         The body must have been read.
         """
-        task = asyncio.current_task()
-        assert task is not None
-        watcher = asyncio.create_task(self._cancel_when_gone(task))
+        watch = _Watch(asyncio.current_task())
+        stop = self._begin(watch)
         try:
             yield
         except asyncio.CancelledError:
-            if watcher.done() and not watcher.cancelled() and task.uncancel() == 0:
+            if watch.has_hung_up and watch.task.uncancel() == 0:
                 raise ClientGone("the client has closed the connection") from None
             raise
         finally:
-            watcher.cancel()
+            stop()
 
-    async def _cancel_when_gone(self, task: asyncio.Task[Any]) -> None:
+    def _begin(self, watch: "_Watch") -> Callable[[], object]:
+        """Begin to watch; return how that ends."""
+        if self._on_hang_up is not None:
+            self._on_hang_up(watch.hang_up)
+            return partial(self._on_hang_up, None)
+        return asyncio.create_task(self._wait_until_gone(watch)).cancel
+
+    async def _wait_until_gone(self, watch: "_Watch") -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass
-        task.cancel()
+        watch.hang_up()
 
     async def _start(self, status: int, headers: Headers) -> None:
         self.status = status
@@ -125,6 +139,21 @@ class Exchange:
             parts.append(part)
             if not message.get("more_body", False):
                 return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+class _Watch:
+    """Cancels a task when the client hangs up."""
+
+    __slots__ = ("has_hung_up", "task")
+
+    def __init__(self, task: asyncio.Task[Any] | None) -> None:
+        assert task is not None, "exchanges are answered in tasks"
+        self.task = task
+        self.has_hung_up = False
+
+    def hang_up(self) -> None:
+        self.has_hung_up = True
+        self.task.cancel()
 
 
 def _own_path(scope: Scope) -> str:

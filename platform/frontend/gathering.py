@@ -5,6 +5,8 @@ from typing import Any, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from stafette.platform.frontend.asgi import ON_HANG_UP, HangUp
+
 _AT_ONCE_BYTES = 64 << 10  # what is longer is not worth waiting
 
 
@@ -37,8 +39,32 @@ class GatheringTransport:
 
 
 class GatheringProtocol(HttpToolsProtocol):
-    """uvicorn's: a short answer's head, text and end leave in one piece."""
+    """uvicorn's: a short answer's head, text and end leave in one piece, and whoever answers hears
+    at once when the client hangs up, without a task that waits for that.
+    """
+
+    _is_lost = False
+    _told: HangUp | None = None  # whoever answers now
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         gathering = GatheringTransport(transport, self.loop)
         super().connection_made(cast(asyncio.Transport, gathering))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._is_lost = True
+        self._tell()
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self.scope["extensions"] = {ON_HANG_UP: self._on_hang_up}
+
+    def _on_hang_up(self, told: HangUp | None) -> None:
+        self._told = told
+        if self._is_lost:
+            self._tell()
+
+    def _tell(self) -> None:
+        told, self._told = self._told, None
+        if told is not None:
+            told()

@@ -49,6 +49,7 @@ class Server:
                 access_log=False,
                 log_config=None,
                 server_header=False,
+                proxy_headers=False,  # nothing here asks who the client is
                 timeout_keep_alive=math.ceil(config.keep_alive_s),
                 timeout_graceful_shutdown=math.ceil(config.drain_timeout_s),
                 ssl_certfile=config.tls_certfile,

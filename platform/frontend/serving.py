@@ -4,7 +4,12 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import (
+    AbstractAsyncContextManager,
+    aclosing,
+    asynccontextmanager,
+    nullcontext,
+)
 from dataclasses import replace
 
 from stafette.platform.frontend.answering.writer import StreamWriter, WholeWriter
@@ -80,7 +85,7 @@ class Serving:
         meter = Meter(self.metrics, time.perf_counter, exchange.arrived, plan)
         timeout = asyncio.timeout_at(plan.ends_at)
         try:
-            async with traced(self.tracer, exchange, plan) as trace:
+            async with self._traced(exchange, plan) as trace:
                 async with exchange.while_connected(), timeout:
                     async with aclosing(self._deltas(plan, trace)) as stream:
                         yield stream, meter
@@ -92,6 +97,11 @@ class Serving:
             meter.close(plan.num_answers)
         if meter.num_finished < plan.num_answers:
             raise InternalError("the answer broke off: whoever made it ended without a reason")
+
+    def _traced(
+        self, exchange: Exchange, plan: Plan
+    ) -> AbstractAsyncContextManager[RequestTrace | None]:
+        return nullcontext() if self.tracer is None else traced(self.tracer, exchange, plan)
 
     def _deltas(self, plan: Plan, trace: RequestTrace | None) -> Deltas:
         asked = plan.requests if trace is None else map(trace.told, plan.requests)

@@ -76,10 +76,10 @@ class RequestTrace:
 
 @asynccontextmanager
 async def traced(
-    tracer: RequestTracer | None, exchange: Exchange, plan: Plan
+    tracer: RequestTracer, exchange: Exchange, plan: Plan
 ) -> AsyncIterator[RequestTrace | None]:
-    """Trace the request meanwhile; None where traces are off, or this one is not sampled."""
-    trace = None if tracer is None else _begun(tracer, exchange, plan)
+    """Trace the request meanwhile; None where this one is not sampled."""
+    trace = _begun(tracer, exchange, plan)
     if trace is None:
         yield None
         return

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from stafette.platform.frontend.gathering import GatheringTransport
+from stafette.platform.frontend.gathering import GatheringProtocol, GatheringTransport
 
 
 class FakeTransport:
@@ -56,3 +56,12 @@ async def test_closing_sends_what_waits():
 
     assert inner.sent == [b"last words"]
     assert transport.is_closing()
+
+
+def test_whoever_begins_to_answer_a_client_that_has_left_hears_of_it():
+    protocol, heard = GatheringProtocol.__new__(GatheringProtocol), []
+    protocol._is_lost = True
+
+    protocol._on_hang_up(lambda: heard.append("gone"))
+
+    assert heard == ["gone"]
