@@ -35,9 +35,16 @@ class Attempt:
         self._helpers: list[asyncio.Task[None]] = []
         self._cached_tokens = 0  # that the prefill worker did not compute, as far as is known
 
-    async def run(self) -> AsyncGenerator[OutputDelta, None]:
+    def run(self) -> AsyncGenerator[OutputDelta, None]:
+        """Return what comes; no generator more than needed stands in a token's way."""
         placement = self.placement
-        decode, decode_params = self._fleet.client(placement.decode), Params()
+        decode = self._fleet.client(placement.decode)
+        if placement.prefill is None and placement.source is None:
+            return decode.generate(self._order(decode, Params()))
+        return self._run(decode)
+
+    async def _run(self, decode: WorkerClient) -> AsyncGenerator[OutputDelta, None]:
+        placement, decode_params = self.placement, Params()
         compute_params = decode_params
         if placement.prefill is not None:
             hand_off = HandOff(self._fleet, placement.prefill, placement.decode)
@@ -82,8 +89,7 @@ class Attempt:
         self, decode: WorkerClient, params: Params
     ) -> AsyncGenerator[OutputDelta, None]:
         """Yield the decode worker's answer, as long as nobody fails whom it waits for."""
-        last_resort = decode.name in self._fleet.draining
-        stream = decode.generate(Order(self.request, params, last_resort=last_resort))
+        stream = decode.generate(self._order(decode, params))
         async with aclosing(stream):
             if self._helpers:
                 first = await self._first_of(stream)
@@ -91,6 +97,9 @@ class Attempt:
                     yield first
             async for delta in stream:
                 yield delta
+
+    def _order(self, decode: WorkerClient, params: Params) -> Order:
+        return Order(self.request, params, last_resort=decode.name in self._fleet.draining)
 
     async def _first_of(self, stream: AsyncGenerator[OutputDelta, None]) -> OutputDelta | None:
         """Return an answer's beginning; raise what a helper ended with before that."""

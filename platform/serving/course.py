@@ -8,6 +8,7 @@ from stafette.platform.serving.answering import AnswerText
 from stafette.platform.serving.attempt import Attempt
 from stafette.router.router import Placement
 from stafette.workers.request import Request
+from stafette.workers.sampling.params import SamplingParams
 
 
 @dataclass(slots=True, eq=False)
@@ -32,16 +33,22 @@ class Course:
     def request_from_here(self, name: str) -> Request:
         """Return what a worker is asked for: one answer, from where it stands."""
         params, token_ids = self.request.params, list(self.text.token_ids)
-        seed = params.seed + self.index if params.seed is not None else None
-        scored = None if token_ids else params.prompt_logprobs  # told by an earlier leg
-        one = replace(params, n=1, seed=seed, stop=(), prompt_logprobs=scored)
         return replace(
             self.request,
             request_id=name,
-            params=one,
+            params=self._params(params, resumed=bool(token_ids)),
             output_token_ids=token_ids,
             detokenize=False,
         )
+
+    def _params(self, params: SamplingParams, resumed: bool) -> SamplingParams:
+        """Return those of one answer; they are checked again only where they differ."""
+        seed = params.seed + self.index if params.seed is not None else None
+        scored = None if resumed else params.prompt_logprobs  # told by an earlier leg
+        as_it_is = (params.n, params.seed, params.stop, params.prompt_logprobs)
+        if as_it_is == (1, seed, (), scored):
+            return params
+        return replace(params, n=1, seed=seed, stop=(), prompt_logprobs=scored)
 
 
 @dataclass(slots=True, eq=False)

@@ -70,6 +70,11 @@ class Dispatcher:
     ) -> AsyncGenerator[list[OutputDelta], None]:
         """Yield what comes of all answers; each goes its own way, and may be moved on its own."""
         self.counters.requests += 1
+        if request.params.n == 1:
+            async with aclosing(self._answer(request, 0, hints)) as deltas:
+                async for delta in deltas:
+                    yield [delta]
+            return
         answers = [self._answer(request, index, hints) for index in range(request.params.n)]
         async with aclosing(merge(answers)) as batches:
             async for batch in batches:

@@ -12,11 +12,6 @@ async def merge(
     streams: Sequence[AsyncGenerator[Item, None]],
 ) -> AsyncGenerator[list[Item], None]:
     """Yield what has come since the last look; the first error ends all of them."""
-    if len(streams) == 1:
-        async with aclosing(streams[0]) as only:
-            async for item in only:
-                yield [item]
-        return
     waiting: list[Item] = []
     news = asyncio.Event()
 
