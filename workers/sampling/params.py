@@ -196,14 +196,19 @@ def _set(params: SamplingParams, name: str, value: object) -> None:
 
 
 def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return type(value) is int or (isinstance(value, int) and not isinstance(value, bool))
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _check(
     params: SamplingParams, name: str, allowed: Callable[[float], bool], remedy: str
 ) -> None:
     value = getattr(params, name)
-    number = isinstance(value, int | float) and not isinstance(value, bool)
+    # Their very types first: every request passes here twice.
+    number = type(value) in (float, int) or _is_number(value)
     if not number or not math.isfinite(value) or not allowed(value):
         raise RequestError(name, value, remedy)
 

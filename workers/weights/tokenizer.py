@@ -1,8 +1,8 @@
 """Text to tokens and back: the one tokenizer that the whole engine uses."""
 
-import codecs
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from encodings import utf_8
 from functools import cached_property
 from typing import Any
 
@@ -91,12 +91,14 @@ class IncrementalDetokenizer:
     ) -> None:
         self._bytes = tokenizer.token_bytes
         self._left_out = tokenizer.special_token_ids if skip_special_tokens else frozenset()
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._decoder = utf_8.IncrementalDecoder("replace")
         self._at_start = all(token in self._left_out for token in prompt_ids)
 
     def push(self, token_ids: Sequence[int]) -> str:
         """Return the text that is certain now."""
-        data = b"".join(self._spelled(token) for token in token_ids)
+        data = b"".join(map(self._spelled, token_ids))
+        if data.isascii() and not self._decoder.buffer:  # no character is open: nearly always
+            return data.decode()
         return self._decoder.decode(data)
 
     def finish(self) -> str:
