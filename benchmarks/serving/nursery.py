@@ -94,7 +94,9 @@ class Nursery:
             told = json.loads(line)
             if "name" in told:
                 worker = self._living[told["pid"]] = WorkerProcess(**told)
-                self._ready.pop(told["name"]).set_result(worker)
+                ready = self._ready.pop(told["name"], None)
+                if ready is not None and ready.set_running_or_notify_cancel():
+                    ready.set_result(worker)  # else it came too late for whoever waited
             elif told["pid"] in self._living:
                 self._living[told["pid"]].status.set_result(told["status"])
 
