@@ -188,5 +188,5 @@ async def test_the_same_by_a_policy_of_serves_autoscaler(planned, await_that):
     await lets_go_and_comes_back(planned, await_that)
 
     pin(planned, "decode", 3)  # over max_replicas
-    await until(await_that, lambda: len(planned.names("decode")) == 3)
+    await until(await_that, lambda: len(planned.processes("DecodeWorker")) == 3)
     assert "failed" not in effects(planned, "")
