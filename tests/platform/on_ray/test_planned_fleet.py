@@ -189,4 +189,3 @@ async def test_the_same_by_a_policy_of_serves_autoscaler(planned, await_that):
 
     pin(planned, "decode", 3)  # over max_replicas
     await until(await_that, lambda: len(planned.processes("DecodeWorker")) == 3)
-    assert "failed" not in effects(planned, "")
