@@ -17,8 +17,9 @@ Send = Callable[[Message], Awaitable[None]]
 Headers = Sequence[tuple[bytes, bytes]]
 HangUp = Callable[[], object]
 
-# An extension of our own listener: called with what is to be called when the client hangs up, and
-# with None when that is of no interest any more. Other servers tell it only to whoever waits.
+# In the state that our own listener gives to each request: called with what is to be called when
+# the client hangs up, and with None when that is of no interest any more. Other servers tell it
+# only to whoever waits.
 ON_HANG_UP = "stafette.on_hang_up"
 
 JSON: Headers = ((b"content-type", b"application/json"),)
@@ -47,7 +48,7 @@ class Exchange:
         self._receive = receive
         self._send = send
         self._on_hang_up: Callable[[HangUp | None], None] | None
-        self._on_hang_up = scope.get("extensions", {}).get(ON_HANG_UP)
+        self._on_hang_up = scope.get("state", {}).get(ON_HANG_UP)
 
     @property
     def started(self) -> bool:

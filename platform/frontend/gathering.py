@@ -57,7 +57,7 @@ class GatheringProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self.scope["extensions"] = {ON_HANG_UP: self._on_hang_up}
+        self.scope["state"][ON_HANG_UP] = self._on_hang_up
 
     def _on_hang_up(self, told: HangUp | None) -> None:
         self._told = told
