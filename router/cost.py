@@ -60,15 +60,15 @@ class Prompt(NamedTuple):
 _Alike = tuple[Overlap, int, str, str, int]
 
 
-def crowding(candidates: Sequence[Candidate], config: CostConfig) -> float:
+def crowding(utilizations: Sequence[float], config: CostConfig) -> float:
     """Return how many milliseconds others lose for each one that a target is busy.
 
     Work that comes to a queue of utilization u delays all that come until it is empty again: u of a
     request for each service time, whose work delays u more, and so on: u / (1 - u).
     """
-    if not candidates:
+    if not utilizations:
         return 0.0
-    mean = sum([one.load.utilization for one in candidates]) / len(candidates)
+    mean = sum(utilizations) / len(utilizations)
     mean = min(mean, config.crowd_limit)
     return config.crowd_weight * mean / (1.0 - mean)
 

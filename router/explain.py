@@ -37,7 +37,7 @@ class Decision:
     candidates: Sequence[Candidate]
     left_out: Mapping[str, str]  # target -> reason
     best_cached_tokens: int  # that any candidate holds
-    num_candidates: int = 0  # where not all of them are kept
+    num_candidates: int  # where not all of them are kept
     num_left_out: int = 0
     actual_cached_tokens: int | None = None
     actual_ttft_ms: float | None = None
@@ -139,7 +139,7 @@ class Decisions:
         return len(self._kept)
 
     def add(self, decision: Decision) -> None:
-        if len(decision.candidates) + len(decision.left_out) > self._config.options:
+        if decision.num_candidates + len(decision.left_out) > self._config.options:
             self._shorten(decision)
         request_id = decision.request.request_id
         if request_id in self._kept:
@@ -180,7 +180,6 @@ class Decisions:
         if all(option is not decision.chosen for option in options):
             options[-1] = decision.chosen
         named = {name for option in options for name in (option.decode, option.prefill)}
-        decision.num_candidates = len(decision.candidates)
         decision.num_left_out = len(decision.left_out)
         decision.options = options
         decision.candidates = [one for one in decision.candidates if one.target in named]

@@ -25,13 +25,22 @@ def reason_against(
     """Return why the target cannot take the request, or None when it can."""
     if request.pinned is not None and request.pinned != spec.target:
         return f"the request is pinned to {request.pinned}"
+    reason = mismatch(request, spec)
+    # Asked of every target for every request: most have no bounds to be looked at.
+    if reason is None and (spec.max_requests or config.max_queued_tokens or config.max_used_share):
+        return _overload(spec, load, config)
+    return reason
+
+
+def mismatch(request: Request, spec: WorkerSpec) -> str | None:
+    """Return why a target that is like this can never take the request."""
     if spec.cache.model != request.model:
         return f"serves model {spec.cache.model!r}"
     if request.lora and spec.loras is not None and request.lora not in spec.loras:
         return f"has no LoRA adapter {request.lora!r}"
     if spec.taints and not spec.taints <= request.tolerations:
         return f"is tainted: {', '.join(sorted(spec.taints - request.tolerations))}"
-    return _overload(spec, load, config)
+    return None
 
 
 def _overload(spec: WorkerSpec, load: LoadView, config: FilterConfig) -> Busy | None:

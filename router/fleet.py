@@ -1,32 +1,23 @@
 """The registered targets, each with its load, and what their classes have taught of their speed."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+
+import numpy as np
 
 from stafette.kvtransfer.blocks import HASH_BYTES
+from stafette.router.board import Board
 from stafette.router.errors import UnknownTarget
 from stafette.router.filters import FilterConfig, reason_against
-from stafette.router.index import NOTHING, Overlap
+from stafette.router.index import NOTHING, Match, Overlap
+from stafette.router.lineup import Group, Holdings, Lineup, least_queue_ms
 from stafette.router.load import Load, LoadConfig, LoadView
+from stafette.router.member import Member
 from stafette.router.performance import Learner, Performance, StepReport
-from stafette.router.request import Candidate, Request, WorkerSpec
+from stafette.router.request import Candidate, Request, Role, WorkerSpec
 
-
-@dataclass(slots=True)
-class Member:
-    spec: WorkerSpec
-    load: Load
-    learner: Learner
-    healthy: bool = True
-    draining: bool = False
-    last: Candidate | None = None  # as it was the last time: most stay as they are
-
-    @property
-    def away(self) -> str | None:
-        """Why it takes no requests now, whatever they are."""
-        if not self.healthy:
-            return "is not healthy"
-        return "is draining" if self.draining else None
+# From so many targets on the board is the faster way; sooner where each pair of them has a price.
+MANY, MANY_IN_PAIRS = 112, 32
 
 
 @dataclass(slots=True)
@@ -40,6 +31,9 @@ class Fleet:
     always_shared: bool = False  # candidates tell what they share with the request
     members: dict[str, Member] = field(default_factory=dict)
     learners: dict[str, Learner] = field(default_factory=dict)
+    many: int | None = None  # from so many on they are not looked at one by one; None: as above
+    _board: Board | None = None  # None: it is to be made anew
+    _changed: set[Load] = field(default_factory=set)
 
     def __getitem__(self, target: str) -> Member:
         member = self.members.get(target)
@@ -49,13 +43,30 @@ class Fleet:
 
     def add(self, spec: WorkerSpec) -> None:
         """Admit a target; one of the same name begins anew."""
-        load = Load(self.block_size, self.load_config)
+        if spec.target in self.members:
+            self.remove(spec.target)
+        number = len(self.members)
+        load = Load(self.block_size, self.load_config, self._changed, number)
         self.members[spec.target] = Member(spec, load, self.learner(spec.worker_class))
+        self._board = None
 
     def remove(self, target: str) -> Member:
         member = self[target]
         del self.members[target]
+        self._changed.discard(member.load)
+        self._board = None
         return member
+
+    def set_state(self, target: str, healthy: bool, draining: bool) -> None:
+        member = self[target]
+        member.healthy, member.draining = healthy, draining
+        self._board = None
+
+    def set_role(self, target: str, role: Role) -> None:
+        member = self[target]
+        if member.spec.role != role:
+            member.spec = replace(member.spec, role=role)
+            self._board = None
 
     def learner(self, worker_class: str) -> Learner:
         known = self.learners.get(worker_class)
@@ -70,10 +81,13 @@ class Fleet:
             learner.learn(report)
 
     def candidates(
-        self, request: Request, overlaps: Mapping[str, Overlap], now: float
-    ) -> tuple[list[Candidate], dict[str, str]]:
+        self, request: Request, match: Match | None, now: float
+    ) -> tuple[Group, dict[str, str]]:
         """Return who can take the request, and why the others cannot."""
+        if self._is_large():
+            return self._lineup(request, match, now)
         able, left_out = [], {}
+        overlaps = match.overlaps() if match else {}
         for target, member in self.members.items():
             performance = member.learner.performance
             load = member.load.view(now, performance.prefill_ms_per_token)
@@ -84,6 +98,29 @@ class Fleet:
                 overlap = overlaps.get(target, NOTHING)
                 able.append(self._candidate(request, member, overlap, load))
         return able, left_out
+
+    def _is_large(self) -> bool:
+        count = len(self.members)
+        if self.many is not None or not MANY_IN_PAIRS <= count < MANY:
+            return count >= (MANY if self.many is None else self.many)
+        return any(member.spec.role == "prefill" for member in self.members.values())
+
+    def _lineup(
+        self, request: Request, match: Match | None, now: float
+    ) -> tuple[Group, dict[str, str]]:
+        board = self._board = self._board or Board(self.members.values(), self._changed)
+        board.look(now)
+        holdings = Holdings(board, match)
+
+        def make(row: int) -> Candidate:
+            return self._candidate(request, board.members[row], holdings.at(row), board.views[row])
+
+        able, left_out = board.able(request, self.filter_config), {}
+        for row in np.flatnonzero(~able).tolist():
+            member, load = board.members[row], board.views[row]
+            reason = member.away or reason_against(request, member.spec, load, self.filter_config)
+            left_out[member.spec.target] = reason or ""
+        return Lineup(board, np.flatnonzero(able), holdings, make), left_out
 
     def _candidate(
         self, request: Request, member: Member, overlap: Overlap, load: LoadView
@@ -102,6 +139,5 @@ class Fleet:
 
     def least_queue_ms(self, request: Request, now: float) -> float:
         """Return the shortest queue that the request could join; 0 when it can join none."""
-        able, _ = self.candidates(request, {}, now)
-        able = [one for one in able if one.spec.role != "decode"] or able
-        return min((one.load.queue_ms for one in able), default=0.0)
+        able, _ = self.candidates(request, None, now)
+        return least_queue_ms(able)

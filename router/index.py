@@ -7,7 +7,7 @@ nothing, because a block's hash stands for its whole prefix.
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from threading import Lock
 from typing import NamedTuple
@@ -104,6 +104,19 @@ class Match:
         self._names = names
         self._answer = answer
         self._guessed = guessed
+
+    @property
+    def names(self) -> Sequence[str]:
+        """The targets' names by slot, some of them of targets that left."""
+        return self._names.by_slot
+
+    def parts(self) -> Iterator[tuple[Sequence[int], Overlap]]:
+        """Return groups of slots, and what these hold; of several the most counts."""
+        words, parts = self._answer.parts()
+        for start, end, depths in parts:
+            yield words[start:end], _by_tier(depths)
+        for slots, reached in self._guessed:
+            yield slots, Overlap(reached[0])
 
     def overlaps(self) -> dict[str, Overlap]:
         """Return the overlap of every target that has some."""

@@ -14,6 +14,7 @@ from stafette.router.errors import InvalidValue, UnknownReservation
 
 _MEMORY_S = 30.0  # over which a target's utilization is averaged
 _STILL_S = 0.25  # in which that hardly changes: so long a view is kept where nothing else moves
+_AGES = 16
 _NEVER = float("-inf")
 
 
@@ -79,7 +80,16 @@ class LoadConfig:
 class Load:
     """One target's books; not thread-safe."""
 
-    def __init__(self, block_size: int, config: LoadConfig) -> None:
+    def __init__(
+        self,
+        block_size: int,
+        config: LoadConfig,
+        changed: "set[Load] | None" = None,
+        number: int = 0,
+    ) -> None:
+        """It puts itself into `changed`; loads of several numbers do not age at the same time."""
+        self._changed = set() if changed is None else changed
+        self._still_s = _STILL_S * (1.0 + number % _AGES / _AGES)
         self._block_size = block_size
         self._config = config
         self._queue: OrderedDict[str, _Request] = OrderedDict()  # first come, first served
@@ -95,7 +105,7 @@ class Load:
         self._utilization = 0.0
         self._seen_at = 0.0
         self._still = IDLE  # the latest view
-        self._still_until = _NEVER
+        self.still_until = _NEVER  # so long it is as good as a new one
 
     def __contains__(self, request_id: str) -> bool:
         books = (self._queue, self._awaited, self._running)
@@ -136,7 +146,7 @@ class Load:
         request = self._running.get(request_id)
         if request is None or output_tokens <= request.outputs:
             return
-        self._still_until = _NEVER
+        self._unsettle()
         self._output_blocks += self._blocks(output_tokens) - self._blocks(request.outputs)
         self._kv_tokens += output_tokens - request.outputs
         request.outputs = output_tokens
@@ -156,15 +166,15 @@ class Load:
         """The newest one counts."""
         if self._report is None or report.at >= self._report.at:
             self._report = report
-            self._still_until = _NEVER
+            self._unsettle()
 
     def view(self, now: float, ms_per_token: float = 0.0) -> LoadView:
         """Return the load; `ms_per_token` is for what others have queued there."""
-        if self._seen_at <= now < self._still_until:
+        if self._seen_at <= now < self.still_until:
             return self._still
         self._watch(now)
         queue_ms, tokens = self._booked(now) if self._queue else (0.0, 0)
-        still_until = _NEVER if self._queue else now + _STILL_S
+        still_until = _NEVER if self._queue else now + self._still_s
         running = len(self._running)
         used = self._chains.num_blocks + self._output_blocks
         report = self._report
@@ -175,11 +185,11 @@ class Load:
             queue_ms = tokens * ms_per_token
             running = max(running, report.running)
             used = max(used, report.used_blocks + unseen_blocks)
-            still_until = min(now + _STILL_S, report.at + self._config.report_valid_s)
+            still_until = min(now + self._still_s, report.at + self._config.report_valid_s)
         waiting = len(self._queue) + len(self._awaited)
         kv_tokens, utilization = self._kv_tokens, self._utilization
         charged = self._queued_tokens
-        self._still_until = still_until
+        self.still_until = still_until
         self._still = LoadView(
             queue_ms, tokens, waiting, running, used, kv_tokens, utilization, charged
         )
@@ -220,7 +230,11 @@ class Load:
 
     def _change(self, now: float) -> None:
         self._watch(now)
-        self._still_until = _NEVER
+        self._unsettle()
+
+    def _unsettle(self) -> None:
+        self.still_until = _NEVER
+        self._changed.add(self)
 
     def _watch(self, now: float) -> None:
         """Take the time since the last look into the utilization."""

@@ -2,21 +2,27 @@
 the other. One target doing both is the case of no pair.
 """
 
-from bisect import insort
 from collections.abc import Sequence
+from itertools import product
 from math import ceil
 
-from stafette.router.cost import (
-    Prompt,
-    Terms,
-    decode_ms,
-    option_on,
-    prompt_on,
-    room_ms,
-    stall_ms,
-)
+from stafette.router import bounds
+from stafette.router.cost import Prompt, Terms, decode_ms, option_on, prompt_on, room_ms, stall_ms
+from stafette.router.lineup import Lineup
 from stafette.router.request import Candidate, Option, Request
 from stafette.router.transfer_cost import transfer_ms
+
+_NAMES = (
+    "queue",
+    "load",
+    "pull",
+    "prefill",
+    "transfer",
+    "crowd",
+    "stall",
+    "decode",
+    "room",
+)
 
 
 def options(
@@ -28,48 +34,49 @@ def options(
 ) -> list[Option]:
     """Return the cheapest ways, cheapest first: up to `most` decoders alone, and as many pairs.
 
-    Both are tried from what seems cheapest on, until no other can be among the `most` cheapest.
+    Of equal ones the first in the groups' order count.
     """
-    alone = _alone(request, decoders, terms, most)
-    pairs = _pairs(request, prefillers, decoders, terms, most) if prefillers else []
-    return sorted([*alone, *pairs], key=_total)
+    if type(decoders) is Lineup:
+        found = _of_many(request, prefillers, decoders, terms, most)
+    else:
+        alone = [option_on(request, one, terms) for one in decoders]
+        found = [*_least(alone, most), *_least(_pairs(request, prefillers, decoders, terms), most)]
+    return sorted(found, key=_total)
 
 
-def _alone(
-    request: Request, decoders: Sequence[Candidate], terms: Terms, most: int
-) -> list[Option]:
-    if len(decoders) <= most:
-        return [option_on(request, one, terms) for one in decoders]
-    halves = [(one.load.queue_ms + prompt_on(request, one, terms).ms, one) for one in decoders]
-    halves.sort(key=_cost)
-    found: list[Option] = []
-    for own_ms, one in halves:
-        if len(found) >= most and own_ms >= found[-1].cost:
-            break  # what it costs others comes on top
-        insort(found, option_on(request, one, terms), key=_total)
-        del found[most:]
-    return found
-
-
-def _pairs(
+def _of_many(
     request: Request,
     prefillers: Sequence[Candidate],
-    decoders: Sequence[Candidate],
+    decoders: Lineup,
     terms: Terms,
     most: int,
 ) -> list[Option]:
-    halves = [(one, prompt_on(request, one, terms)) for one in prefillers]
-    first = sorted(((_first_ms(*half, terms), *half) for half in halves), key=lambda half: half[0])
-    second = sorted(((_second_ms(request, one, terms), one) for one in decoders), key=_cost)
-    found: list[Option] = []
-    for decode_cost, decoder in second:
-        for prefill_cost, prefiller, prompt in first:
-            if len(found) >= most and prefill_cost + decode_cost >= found[-1].cost:
-                break  # what follows costs more, before anything is transferred
-            if prefiller.target != decoder.target:
-                insort(found, _pair(request, (prefiller, prompt), decoder, terms), key=_total)
-                del found[most:]
-    return found
+    def alone(at: int) -> Option:
+        return option_on(request, decoders[at], terms)
+
+    found = bounds.cheapest(bounds.alone(request, decoders, terms), alone, most)
+    if type(prefillers) is not Lineup:
+        return found
+
+    def pair(at: int) -> Option:
+        decoder, prefiller = divmod(at, len(prefillers))
+        first = prefillers[prefiller]
+        half = first, prompt_on(request, first, terms)
+        return _pair(request, half, decoders[decoder], terms)
+
+    least = bounds.pairs(request, prefillers, decoders, terms)
+    return [*found, *bounds.cheapest(least.ravel(), pair, most)]
+
+
+def _pairs(
+    request: Request, prefillers: Sequence[Candidate], decoders: Sequence[Candidate], terms: Terms
+) -> list[Option]:
+    first = [(one, prompt_on(request, one, terms)) for one in prefillers]
+    return [_pair(request, half, decoder, terms) for decoder, half in product(decoders, first)]
+
+
+def _least(options: list[Option], most: int) -> list[Option]:
+    return sorted(options, key=_total)[:most] if len(options) > most else options
 
 
 def _pair(
@@ -79,25 +86,19 @@ def _pair(
     blocks = ceil(request.prompt_tokens / terms.block_size)
     missing = blocks - decoder.overlap.total
     all_ms = transfer_ms(prefiller.spec, decoder.spec, missing, terms.transfer)
-    parts = {
-        "queue": prefiller.load.queue_ms,
-        "load": prompt.load_ms,
-        "pull": prompt.pull_ms,
-        "prefill": prompt.prefill_ms,
-        "transfer": _tail_ms(request, prefiller, prompt, all_ms, terms),
-        "crowd": prompt.prefill_ms * terms.crowding,
-        "stall": stall_ms(prefiller, prompt.prefill_ms, terms),
-        "decode": decode_ms(request, decoder, terms),
-        "room": room_ms(request, decoder, terms),
-    }
-    own = ("queue", "load", "pull", "prefill", "transfer", "room")
+    queue, tail_ms = prefiller.load.queue_ms, _tail_ms(request, prefiller, prompt, all_ms, terms)
+    crowd = prompt.prefill_ms * terms.crowding
+    stall = stall_ms(prefiller, prompt.prefill_ms, terms)
+    decode, room = decode_ms(request, decoder, terms), room_ms(request, decoder, terms)
+    way_ms = queue + prompt.load_ms + prompt.pull_ms + prompt.prefill_ms + tail_ms
+    own = (queue, prompt.load_ms, prompt.pull_ms, prompt.prefill_ms, tail_ms)
     return Option(
         decode=decoder.target,
         prefill=prefiller.target,
-        cost=sum(parts.values()),
-        names=tuple(parts),
-        values=tuple(parts.values()),
-        ttft_ms=sum(parts[name] for name in own),
+        cost=way_ms + crowd + stall + decode + room,
+        names=_NAMES,
+        values=(*own, crowd, stall, decode, room),
+        ttft_ms=way_ms + room,
         cached_tokens=min(prompt.cached_blocks * terms.block_size, request.prompt_tokens - 1),
         source=prompt.source,
     )
@@ -114,20 +115,6 @@ def _tail_ms(
     chunks = max(1, ceil(uncached / prefiller.performance.max_num_batched_tokens))
     hidden_ms = prompt.prefill_ms * (chunks - 1) / chunks
     return max(all_ms - hidden_ms, all_ms / chunks)
-
-
-def _first_ms(prefiller: Candidate, prompt: Prompt, terms: Terms) -> float:
-    crowd_ms = prompt.prefill_ms * terms.crowding
-    stalled_ms = stall_ms(prefiller, prompt.prefill_ms, terms)
-    return prefiller.load.queue_ms + prompt.ms + crowd_ms + stalled_ms
-
-
-def _second_ms(request: Request, decoder: Candidate, terms: Terms) -> float:
-    return decode_ms(request, decoder, terms) + room_ms(request, decoder, terms)
-
-
-def _cost(half: tuple[float, Candidate]) -> float:
-    return half[0]
 
 
 def _total(option: Option) -> float:

@@ -10,27 +10,27 @@ One thread uses it, the frontend's event loop; only the index is fed by another 
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from stafette.router.affinity import Affinity, AffinityConfig
 from stafette.router.cost import CostConfig, Terms, crowding
 from stafette.router.errors import InvalidValue, NoCandidate, UnknownReservation
 from stafette.router.explain import Decision, Decisions, ExplainConfig
-from stafette.router.filters import FilterConfig, by_role
+from stafette.router.filters import FilterConfig
 from stafette.router.fleet import Fleet
 from stafette.router.hashing import Hashers
 from stafette.router.index import IndexConfig, KvIndex
+from stafette.router.lineup import Group, Lineup, Sources, roles, sources, utilizations
 from stafette.router.load import LoadConfig, LoadReport, Stay
 from stafette.router.performance import Performance, StepReport
 from stafette.router.policy import PickConfig, pick
 from stafette.router.registry import EVENTLESS, PolicyConfig, make_policy
-from stafette.router.request import Candidate, Option, Request, Role, Source, WorkerSpec
+from stafette.router.request import Option, Request, Role, Source, WorkerSpec
 from stafette.router.reservations import Change, Computed, Freed, Reserved
 from stafette.router.sharing import Sharing
 from stafette.router.transfer_cost import TransferConfig
 
-_MOST_SOURCES = 8
 _OUTPUT_MEMORY = 100  # requests over which the length of answers is averaged
 
 
@@ -96,14 +96,11 @@ class KvRouter:
         self.affinity.forget_target(target)
 
     def set_state(self, target: str, healthy: bool = True, draining: bool = False) -> None:
-        member = self.fleet[target]
-        member.healthy, member.draining = healthy, draining
+        self.fleet.set_state(target, healthy, draining)
 
     def set_role(self, target: str, role: Role) -> None:
         """What is placed there stays."""
-        member = self.fleet[target]
-        if member.spec.role != role:
-            member.spec = replace(member.spec, role=role)
+        self.fleet.set_role(target, role)
 
     def report_load(self, target: str, report: LoadReport) -> None:
         self.fleet[target].load.report(report)
@@ -185,16 +182,16 @@ class KvRouter:
         return self._output_tokens
 
     def _decide(self, request: Request, now: float) -> Decision:
-        overlaps = self.index.match(request.chain).overlaps()
-        able, left_out = self.fleet.candidates(request, overlaps, now)
+        match = self.index.match(request.chain)
+        able, left_out = self.fleet.candidates(request, match, now)
         able = self._bound(request, able, left_out, now)
         if not able:
             self.decisions.counters.rejected += 1
             raise NoCandidate(left_out)
-        prefillers, decoders = by_role(able)
-        crowd = crowding(prefillers or decoders, self.config.cost)
-        most, sources = _sources(able)
-        terms = self._terms(request, crowd, sources)
+        prefillers, decoders = roles(able)
+        crowd = crowding(utilizations(prefillers or decoders), self.config.cost)
+        most, givers = sources(able)
+        terms = self._terms(request, crowd, givers)
         options = self._policy.options(request, prefillers, decoders, terms)
         return Decision(
             request=request,
@@ -202,7 +199,8 @@ class KvRouter:
             policy=self.config.policy.name,
             options=options,
             chosen=self._choose(request, options, now),
-            candidates=able,
+            candidates=able.named(options) if type(able) is Lineup else able,
+            num_candidates=len(able),
             left_out=left_out,
             best_cached_tokens=min(most * terms.block_size, request.prompt_tokens - 1),
         )
@@ -211,14 +209,14 @@ class KvRouter:
         self,
         request: Request,
         crowd: float,
-        sources: Sequence[tuple[int, Candidate]],
+        givers: Sources,
     ) -> Terms:
         expected = request.expected_output_tokens
         return Terms(
             block_size=self.fleet.block_size,
             expected_output_tokens=self._output_tokens if expected is None else expected,
             crowding=crowd,
-            sources=sources if self.config.transfer.pull else (),
+            sources=givers if self.config.transfer.pull else (),
             cost=self.config.cost,
             transfer=self.config.transfer,
             prompts={},
@@ -227,10 +225,10 @@ class KvRouter:
     def _bound(
         self,
         request: Request,
-        able: list[Candidate],
+        able: Group,
         left_out: dict[str, str],
         now: float,
-    ) -> list[Candidate]:
+    ) -> Group:
         """With hard affinity a session stays where it is, as long as that target can be had."""
         if self.config.affinity.mode != "hard" or not request.session:
             return able
@@ -299,19 +297,3 @@ def _placement(request: Request, chosen: Option) -> Placement:
         chosen.cached_tokens,
         chosen.ttft_ms,
     )
-
-
-def _sources(able: Sequence[Candidate]) -> tuple[int, list[tuple[int, Candidate]]]:
-    """Return the most blocks that anybody holds, and who holds more than everybody does."""
-    totals = {overlap: overlap.total for overlap in {one.overlap for one in able}}
-    most, least = max(totals.values()), min(totals.values())
-    if most == least:
-        return most, []
-    held = [(totals[one.overlap], one) for one in able]
-    more = [holder for holder in held if holder[0] > least]
-    more.sort(key=_blocks, reverse=True)
-    return most, more[:_MOST_SOURCES]
-
-
-def _blocks(holder: tuple[int, Candidate]) -> int:
-    return holder[0]

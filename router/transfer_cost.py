@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 from stafette.router.errors import InvalidValue
 from stafette.router.request import WorkerSpec
 
-_BYTES_PER_MS = 1e6  # of 1 GB/s
+BYTES_PER_MS = 1e6  # of 1 GB/s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,16 +36,16 @@ def tier_ms(blocks: tuple[int, int, int], block_bytes: int, config: TransferConf
     per_gb_s = (
         host / config.host_tier_gb_s + disk / config.disk_tier_gb_s + peer / config.peer_tier_gb_s
     )
-    return per_gb_s * block_bytes / _BYTES_PER_MS
+    return per_gb_s * block_bytes / BYTES_PER_MS
 
 
 def link(one: WorkerSpec, other: WorkerSpec, config: TransferConfig) -> tuple[float, float]:
     """Return the latency in milliseconds and the milliseconds per byte between two targets."""
     if one.host and one.host == other.host:
-        return config.same_host_ms, 1 / (config.same_host_gb_s * _BYTES_PER_MS)
+        return config.same_host_ms, 1 / (config.same_host_gb_s * BYTES_PER_MS)
     if one.rack and one.rack == other.rack:
-        return config.same_rack_ms, 1 / (config.same_rack_gb_s * _BYTES_PER_MS)
-    return config.far_ms, 1 / (config.far_gb_s * _BYTES_PER_MS)
+        return config.same_rack_ms, 1 / (config.same_rack_gb_s * BYTES_PER_MS)
+    return config.far_ms, 1 / (config.far_gb_s * BYTES_PER_MS)
 
 
 def transfer_ms(

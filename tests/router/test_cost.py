@@ -183,8 +183,7 @@ def test_tiers_have_their_own_speed():
 
 def test_crowding_grows_with_utilization_up_to_its_limit():
     def mean(*shares):
-        group = [candidate(load=LoadView(utilization=share)) for share in shares]
-        return crowding(group, CostConfig(crowd_limit=0.9))
+        return crowding(shares, CostConfig(crowd_limit=0.9))
 
     assert mean(0.0) == 0.0
     assert mean(0.25, 0.75) == pytest.approx(1.0)
