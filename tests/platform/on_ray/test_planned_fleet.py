@@ -4,6 +4,7 @@ import asyncio
 import json
 import subprocess
 import sys
+import time
 from contextlib import asynccontextmanager
 from urllib.error import HTTPError
 from urllib.request import urlopen
@@ -67,14 +68,26 @@ def ready(fleet) -> int:
     return sum(not worker.get("draining") for worker in fleet.workers())
 
 
+def planner_of(fleet) -> dict:
+    """Return what the planner tells; one that is being started, or too busy, is asked again."""
+    until = time.monotonic() + 60
+    while True:
+        try:
+            return fleet.ask("/v1/planner")
+        except HTTPError as error:
+            if error.code != 503 or time.monotonic() > until:
+                raise
+        time.sleep(0.1)
+
+
 def total(fleet, what: str) -> int:
     """Return how many workers there are, or are to be."""
-    return sum(pool[what] or 0 for pool in fleet.ask("/v1/planner")["pools"].values())
+    return sum(pool[what] or 0 for pool in planner_of(fleet)["pools"].values())
 
 
 def effects(fleet, wish: str) -> list[str]:
     """Return what became of wishes that begin so."""
-    told = fleet.ask("/v1/planner")["effects"]
+    told = planner_of(fleet)["effects"]
     return [effect["state"] for effect in told if effect["wish"].startswith(wish)]
 
 
@@ -82,13 +95,6 @@ def pin(fleet, pool: str, replicas: int) -> None:
     body = json.dumps({"pool": pool, "replicas": replicas, "for_s": 3_600}).encode()
     with urlopen(f"{fleet.url}/v1/planner/pins", body, timeout=10) as answer:
         assert answer.status == 200
-
-
-def is_planning(fleet) -> bool:
-    try:
-        return bool(fleet.ask("/v1/planner")["plans"])
-    except HTTPError:  # it is being restarted
-        return False
 
 
 def run(fleet, *arguments) -> subprocess.CompletedProcess:
@@ -138,9 +144,9 @@ async def test_without_its_planner_a_fleet_serves_on_in_its_size(planned, await_
         planner.kill()
         answered = load.answered
         await until(await_that, lambda: load.answered > answered)
-        await until(await_that, lambda: is_planning(planned))
+        await until(await_that, lambda: planner_of(planned)["plans"])
 
-    decode = planned.ask("/v1/planner")["pools"]["decode"]
+    decode = planner_of(planned)["pools"]["decode"]
     assert decode["pin"]["replicas"] == decode["planned"] == 2
     assert {p.pid for p in planned.processes("DecodeWorker")} == before
 
