@@ -42,6 +42,7 @@ _PASSES = frozenset(
 )
 _UNAUTHENTICATED = grpc.StatusCode.UNAUTHENTICATED
 _Metadata = tuple[tuple[str, str], ...]
+_NOBODY: _Metadata = ()
 
 
 class Refused(Exception):
@@ -67,25 +68,29 @@ class EtcdClient:
         """Return the answer; Refused for a foreseen status, DirectoryUnavailable for all else."""
         trouble, backoff_s = "there was no time left", self._config.backoff_s
         while (left_s := deadline - time.monotonic()) > 0 and not self._closed.is_set():
-            at = self._at
+            at, credentials = self._at, _NOBODY
             attempt_s = min(left_s, max(left_s / len(self._channels), _MIN_ATTEMPT_S))
+            until = time.monotonic() + attempt_s
             try:
-                return self._attempt(at, method, request, time.monotonic() + attempt_s)
+                credentials = self._credentials(at, until)
+                return self._send(at, method, request, until, credentials)
             except grpc.RpcError as error:
-                trouble = self._judge(error, at, foreseen)
+                trouble = self._judge(error, at, foreseen, credentials)
             self._closed.wait(min(backoff_s * random.uniform(0.5, 1), left_s))
             backoff_s = min(2 * backoff_s, self._config.max_backoff_s)
         raise DirectoryUnavailable(self.place, "closed" if self._closed.is_set() else trouble)
 
     def watch(self, create_request: Any, deadline: float) -> WatchStream:
         """Begin a stream; whether it works tells its first answer."""
-        at = self._at
+        at, credentials = self._at, _NOBODY
         try:
+            credentials = self._credentials(at, deadline)
             # With this the server breaks the stream when its cluster has no leader.
-            metadata = (*self._credentials(at, deadline), ("hasleader", "true"))
+            metadata = (*credentials, ("hasleader", "true"))
             return WatchStream(self._channels[at], metadata, create_request, self.place)
         except grpc.RpcError as error:
-            raise DirectoryUnavailable(self.place, self._judge(error, at, ())) from None
+            trouble = self._judge(error, at, (), credentials)
+            raise DirectoryUnavailable(self.place, trouble) from None
         except ValueError:  # of a closed channel
             raise DirectoryUnavailable(self.place, "closed") from None
 
@@ -94,10 +99,6 @@ class EtcdClient:
         self._closed.set()
         for channel in self._channels:
             channel.close()
-
-    def _attempt(self, at: int, method: Method, request: Any, deadline: float) -> Any:
-        metadata = self._credentials(at, deadline)
-        return self._send(at, method, request, deadline, metadata)
 
     def _send(
         self, at: int, method: Method, request: Any, deadline: float, metadata: _Metadata = ()
@@ -131,19 +132,30 @@ class EtcdClient:
             self._judge(error, at, ())  # what the caller foresees is not meant for a login
             raise
 
-    def _judge(self, error: Any, at: int, foreseen: Collection[object]) -> str:
+    def _judge(
+        self,
+        error: Any,
+        at: int,
+        foreseen: Collection[object],
+        credentials: _Metadata = _NOBODY,
+    ) -> str:
         """Return why to try again; raise where that would be in vain."""
         code, details = error.code(), error.details()
         if code in foreseen:
             raise Refused(details) from None
         trouble = f"{code.name}: {details}"
-        if self._token and (code is _UNAUTHENTICATED or "auth store is old" in details):
-            self._token = ""  # it has expired, or the etcd was restarted
+        if credentials and (code is _UNAUTHENTICATED or "auth store is old" in details):
+            self._forget(credentials)  # they have expired, or the etcd was restarted
         elif code in _PASSES:
             self._go_on_from(at)
         else:
             raise DirectoryUnavailable(self.place, trouble) from None
         return trouble
+
+    def _forget(self, credentials: _Metadata) -> None:
+        """Log in again the next time, unless another thread has done so since."""
+        if credentials == (("token", self._token),):
+            self._token = ""
 
     def _go_on_from(self, at: int) -> None:
         with self._lock:

@@ -4,6 +4,8 @@ import shutil
 import socket
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 
@@ -94,7 +96,7 @@ def test_a_cluster_that_loses_its_leader_goes_on_and_one_without_quorum_does_not
 @pytest.fixture
 def guarded(make_etcd, cluster):
     """An etcd with users: root, and one who may do everything in this cluster, and one read."""
-    etcd = make_etcd(options=("--bcrypt-cost", "4"))
+    etcd = make_etcd(options=("--bcrypt-cost", "8"))
     etcd.start()
     prefix = f"/stafette/{cluster}/".encode()
     etcd.ask("auth/user/add", name="root", password="secret")
@@ -129,6 +131,20 @@ def test_who_knows_the_password_may_publish_and_logs_in_again_when_that_is_over(
 
     assert registration.state == "held"
     assert registration.withdraw()
+
+
+def test_threads_whose_login_ends_log_in_again_and_none_is_refused(guarded, open_any):
+    here = open_any("etcd", config(guarded.endpoint, user="worker", password="secret"))
+    here.publish("p", RECORD)
+    names = [f"p{number}" for number in range(40)]
+
+    with ThreadPoolExecutor(8) as pool:
+        for first in range(0, len(names), 8):
+            root = guarded.ask("auth/authenticate", name="root", password="secret")["token"]
+            guarded.ask("auth/user/changepw", root, name="worker", password="secret")
+            list(pool.map(partial(here.publish, record=RECORD), names[first : first + 8]))
+
+    assert set(here.list()) == {"p", *names}
 
 
 @pytest.mark.parametrize(
