@@ -38,6 +38,19 @@ async def answers(fleet, prompts=PROMPTS, max_tokens=40, on_text=lambda: None):
         return await asyncio.gather(*asked)
 
 
+def both_decode_workers(fleet, await_that) -> set[str]:
+    """Return their names; a frontend that began just now may not have met them yet."""
+    found: set[str] = set()
+
+    def met() -> bool:
+        found.clear()
+        found.update(fleet.names("decode"))
+        return len(found) == 2
+
+    await_that(met)
+    return found
+
+
 async def test_it_answers_as_one_engine_alone_would(fleet, expected):
     prompts = [*PROMPTS, LONG]
 
@@ -57,7 +70,7 @@ def test_any_frontend_tells_what_every_process_of_its_node_counts(fleet):
 
 
 async def test_a_killed_decode_worker_costs_no_token_and_is_replaced(fleet, expected, await_that):
-    before, victims = fleet.names("decode"), fleet.processes("DecodeWorker")
+    before, victims = both_decode_workers(fleet, await_that), fleet.processes("DecodeWorker")
     read = 0
 
     def kill_when_underway():
@@ -92,8 +105,7 @@ async def test_a_killed_frontend_leaves_the_port_to_the_others(fleet, expected, 
 
 async def test_a_fleet_shrinks_and_grows_without_a_failed_request(fleet, expected, await_that):
     kept = fleet.processes("PrefillWorker") + fleet.processes("stafette:Frontend")
-    await_that(lambda: len(fleet.names("decode")) == 2)  # a new frontend has yet to meet them
-    before = fleet.names("decode")
+    before = both_decode_workers(fleet, await_that)
     shrinking = asyncio.create_task(asyncio.to_thread(fleet.update, "pools.decode.replicas=1"))
     rounds = []
     while not shrinking.done():
@@ -104,7 +116,7 @@ async def test_a_fleet_shrinks_and_grows_without_a_failed_request(fleet, expecte
 
     await asyncio.to_thread(fleet.update)
 
-    await_that(lambda: len(fleet.names("decode")) == 2)
+    both_decode_workers(fleet, await_that)
     right = [expected(prompt, 40) for prompt in PROMPTS]
     assert rounds
     assert fleet.processes("PrefillWorker") + fleet.processes("stafette:Frontend") == kept
