@@ -79,6 +79,8 @@ def assignments(arguments: argparse.Namespace) -> Iterator[str]:
         section = "" if name in _OF_THE_FLEET else "engine."
         yield f"{section}{name}={json.dumps(value)}"
     for adapter in arguments.lora:
+        if not all(adapter.partition("=")):
+            raise InvalidSetting("--lora", adapter, "must be NAME=DIR")
         yield f"lora_modules.{adapter}"
     if arguments.metrics_port is not None:
         yield f"metrics.port={arguments.metrics_port}"

@@ -87,7 +87,7 @@ def test_a_missing_model_is_one_line():
         (["--local", "--tls-keyfile", "key.pem"], "tls_keyfile = 'key.pem'"),
         ([LAPTOP, "--port", "70000"], "frontend.port = 70000"),
         ([LAPTOP, "--max-model-len", "0"], "engine.max_model_len = 0"),
-        ([LAPTOP, "--lora", "nonsense"], "lora_modules.nonsense"),
+        ([LAPTOP, "--lora", "nonsense"], "--lora = 'nonsense': must be NAME=DIR"),
     ],
 )
 def test_a_wrong_setting_is_one_line(arguments, told):
