@@ -22,7 +22,8 @@ from stafette.workers.runner.torch_runner import TorchRunner
 from stafette.workers.sampling.ngram import NgramProposer
 from stafette.workers.sampling.sampler import Sampler
 from stafette.workers.sampling.structured import GrammarCompiler
-from stafette.workers.scheduler import Scheduler, SchedulerConfig
+from stafette.workers.scheduler import Scheduler
+from stafette.workers.scheduler_config import SchedulerConfig
 from stafette.workers.weights.checkpoint import Checkpoint
 from stafette.workers.weights.opening import open_checkpoint, open_tokenizer
 from stafette.workers.weights.tokenizer import Tokenizer

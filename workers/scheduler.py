@@ -7,13 +7,13 @@ from typing import Protocol
 
 from stafette.kvtransfer.blocks import BlockHasher, Extras
 from stafette.workers.batch import Batch, NewSeq, Sampled, SeqStep, StepOutput
-from stafette.workers.config import EngineConfig
-from stafette.workers.errors import ConfigError, RequestError
+from stafette.workers.errors import RequestError
 from stafette.workers.kvcache.pool import BlockPool
 from stafette.workers.kvcache.tables import BlockTables
 from stafette.workers.lineup import Lineup
 from stafette.workers.progress import Progress
 from stafette.workers.request import FinishReason
+from stafette.workers.scheduler_config import SchedulerConfig, check_capacity
 from stafette.workers.sequence import Sequence, Status
 from stafette.workers.stats import SchedulerStats
 
@@ -28,40 +28,6 @@ class Proposer(Protocol):
     def forget(self, seq_id: int) -> None: ...
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SchedulerConfig:
-    """The scheduler's share of the engine's flags, and what it must know of the model."""
-
-    max_model_len: int
-    eos_token_ids: frozenset[int]
-    max_num_batched_tokens: int
-    max_num_seqs: int
-    enable_chunked_prefill: bool
-    continuous_batching: bool
-    preallocate_kv: bool
-    priority_step_s: float
-    speculative_tokens: int
-
-    @classmethod
-    def of(
-        cls, config: EngineConfig, max_model_len: int, eos_token_ids: tuple[int, ...]
-    ) -> "SchedulerConfig":
-        if config.speculative_tokens and config.async_scheduling:
-            remedy = "needs each token before the next step: set async_scheduling to false"
-            raise ConfigError("speculative_tokens", config.speculative_tokens, remedy)
-        return cls(
-            max_model_len=max_model_len,
-            eos_token_ids=frozenset(eos_token_ids),
-            max_num_batched_tokens=config.max_num_batched_tokens,
-            max_num_seqs=config.max_num_seqs,
-            enable_chunked_prefill=config.enable_chunked_prefill,
-            continuous_batching=config.continuous_batching,
-            preallocate_kv=config.preallocate_kv,
-            priority_step_s=config.priority_step_s,
-            speculative_tokens=config.speculative_tokens,
-        )
-
-
 @dataclass(slots=True)
 class _Plan:
     """The next batch as it fills up."""
@@ -69,14 +35,6 @@ class _Plan:
     tokens_left: int
     steps: list[SeqStep] = field(default_factory=list)
     added: list[NewSeq] = field(default_factory=list)
-
-
-def check_capacity(num_blocks: int, block_size: int, max_model_len: int) -> None:
-    """Raise ConfigError when one sequence of `max_model_len` would not fit."""
-    needed = -(-max_model_len // block_size)
-    if num_blocks < needed:
-        remedy = f"one sequence of max_model_len needs {needed}: raise it, or lower max_model_len "
-        raise ConfigError("num_kv_blocks", num_blocks, f"{remedy}to {num_blocks * block_size}")
 
 
 class Scheduler:

@@ -22,7 +22,8 @@ from stafette.workers.batch import Batch, Sampled, StepOutput
 from stafette.workers.config import EngineConfig
 from stafette.workers.kvcache.pool import BlockPool
 from stafette.workers.sampling.params import SamplingParams
-from stafette.workers.scheduler import Scheduler, SchedulerConfig
+from stafette.workers.scheduler import Scheduler
+from stafette.workers.scheduler_config import SchedulerConfig
 from stafette.workers.sequence import Sequence
 
 Result = TypeVar("Result")

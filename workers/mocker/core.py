@@ -28,7 +28,8 @@ from stafette.workers.mocker.glide import Flight, Glide, Stretch, decodes, steps
 from stafette.workers.mocker.news import News, NoWire, Wire
 from stafette.workers.mocker.tiers import tiers_of
 from stafette.workers.request import OutputDelta, Request
-from stafette.workers.scheduler import Scheduler, SchedulerConfig
+from stafette.workers.scheduler import Scheduler
+from stafette.workers.scheduler_config import SchedulerConfig
 from stafette.workers.sequence import Sequence
 from stafette.workers.stats import EngineStats, StepClock
 from stafette.workers.step_samples import StepWork

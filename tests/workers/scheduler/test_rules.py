@@ -6,7 +6,7 @@ from stafette.workers.batch import Sampled, StepOutput
 from stafette.workers.config import EngineConfig
 from stafette.workers.errors import ConfigError, RequestError
 from stafette.workers.sampling.params import SamplingParams
-from stafette.workers.scheduler import SchedulerConfig, check_capacity
+from stafette.workers.scheduler_config import SchedulerConfig, check_capacity
 
 LONG = {"ignore_eos": True, "max_tokens": 20}
 
