@@ -1,4 +1,8 @@
-"""Show the workers of a running fleet: roles, load, use of the KV cache, planned sizes."""
+"""Show the workers of a running fleet: roles, load, use and hits of the KV cache, planned sizes.
+
+`cached` is the share of a worker's blocks that the router knows to hold a prefix; `hits` the share
+of prompt tokens that were found cached.
+"""
 
 import argparse
 import json
@@ -9,7 +13,10 @@ from typing import Any
 from stafette.platform.commands.planner import told_sizes
 from stafette.platform.commands.talking import DEFAULT_URL, Asker, AskingFailed
 
-_COLUMNS = ("worker", "role", "state", "running", "waiting", "queued tokens", "KV used", "heard")
+_COLUMNS = (
+    *("worker", "role", "state", "running", "waiting", "queued tokens"),
+    *("KV used", "cached", "hits", "heard"),
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,8 +64,14 @@ def _row(worker: Mapping[str, Any]) -> tuple[str, ...]:
         str(worker.get("waiting", "?")),
         str(worker.get("queued_tokens", "?")),
         f"{used / blocks:.0%} of {blocks}" if blocks else "?",
+        _share(worker.get("cached_blocks", 0), blocks),
+        _share(worker.get("prefix_hits", 0), worker.get("prefix_queries", 0)),
         f"{worker['heard_s']:.1f} s ago" if "heard_s" in worker else "not yet",
     )
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part / whole:.0%}" if whole else "-"
 
 
 def _summary(workers: Sequence[Mapping[str, Any]], requests: Mapping[str, Any]) -> str:
