@@ -9,9 +9,14 @@ from stafette.workers.logging_context import REQUEST, TRACE
 
 
 def set_up(level: str, process: str = "") -> None:
-    """Let what stafette says go to stderr; `process` names this one among others."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(Readable() if sys.stderr.isatty() else JsonLines(process))
+    """Let what stafette says go to stderr; `process` names this one among others.
+
+    To the one that the process began with: in a replica, Ray Serve puts another in its place that
+    takes lines for text of its own log, and looks through the stack for each.
+    """
+    stream = sys.__stderr__ or sys.stderr
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(Readable() if stream.isatty() else JsonLines(process))
     root = logging.getLogger("stafette")
     root.handlers = [handler]
     root.setLevel(level.upper())

@@ -32,6 +32,8 @@ LOCAL = "local"
 _LOOPBACK = "127.0.0.1"
 _POLL_S = 0.3  # of what costs Serve tens of milliseconds to tell
 _OBJECT_STORE_BYTES = 100 << 20  # no token and no block passes it
+_LOG_BYTES = 64 << 20  # of each process; then a new file is begun
+_OLD_LOGS = 2
 _READ_TIMEOUT_S = 30.0
 _SICK_S = 20.0
 _MORE_TO_END_S = 30.0  # than what is under way may take: processes close, Serve looks
@@ -130,6 +132,8 @@ def _connect(address: str, choice: RayChoice) -> None:
         return
     os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 would let anything go before us
     os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "1" if choice.log_to_driver else "0")
+    os.environ.setdefault("RAY_ROTATION_MAX_BYTES", str(_LOG_BYTES))
+    os.environ.setdefault("RAY_ROTATION_BACKUP_COUNT", str(_OLD_LOGS))
     ray.init(
         LOCAL,
         _node_ip_address=_LOOPBACK,

@@ -1,7 +1,9 @@
 """Log lines, as people and machines read them."""
 
+import io
 import json
 import logging
+import sys
 
 import pytest
 
@@ -52,14 +54,31 @@ def test_a_readable_line_ends_with_the_request(record, request_id):
     assert Readable().format(record).endswith("WARNING worker w0 is gone [chatcmpl-1]")
 
 
-def test_what_is_no_terminal_gets_json(capfd):
+@pytest.fixture
+def own():
+    """The logger of all that is ours, which the test may set up."""
     own = logging.getLogger("stafette")
     before = own.handlers, own.level, own.propagate
-    try:
-        set_up("info", "w0")
-        logging.getLogger("stafette.workers").info("ready")
-    finally:
-        own.handlers, own.propagate = before[0], before[2]
-        own.setLevel(before[1])
+    yield own
+    own.handlers, own.propagate = before[0], before[2]
+    own.setLevel(before[1])
+
+
+def test_what_is_no_terminal_gets_json(capfd, own):
+    set_up("info", "w0")
+    logging.getLogger("stafette.workers").info("ready")
 
     assert json.loads(capfd.readouterr().err)["process"] == "w0"
+
+
+def test_who_takes_the_place_of_stderr_gets_nothing(capfd, own, monkeypatch):
+    class Terminal(io.StringIO):  # as Serve's in a replica says it is
+        def isatty(self):
+            return True
+
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    set_up("info", "w0")
+    own.info("ready")
+
+    assert not sys.stderr.getvalue()
+    assert json.loads(capfd.readouterr().err)["message"] == "ready"

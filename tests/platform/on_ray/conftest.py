@@ -160,6 +160,13 @@ class Fleet:
                 continue
         return found
 
+    def logged(self) -> list[str]:
+        """Return what its replicas have said so far."""
+        opened = [p.open_files() for p in self.processes("ServeReplica:stafette")]
+        logs = [Path(file.path) for files in opened for file in files]
+        errors = [log.read_text() for log in logs if log.suffix == ".err"]
+        return [line for text in errors for line in text.splitlines()]
+
     def client(self) -> openai.AsyncOpenAI:
         # A frontend that dies breaks its clients' connections: like any, they try again.
         return openai.AsyncOpenAI(

@@ -69,6 +69,23 @@ def test_any_frontend_tells_what_every_process_of_its_node_counts(fleet):
     assert 'stafette_node_processes{state="shown"} 5.0' in text
 
 
+async def test_each_process_logs_json_with_the_request_that_it_is_about(fleet, await_that):
+    async with fleet.client() as client:
+        answer = await client.completions.create(
+            model="smollm2", prompt="Go", max_tokens=2, extra_headers={"X-Request-Id": "from-afar"}
+        )
+
+    def lines():
+        return [json.loads(line) for line in fleet.logged() if not line.startswith(":")]
+
+    await_that(lambda: any("from-afar POST" in line["message"] for line in lines()))
+    said = lines()
+    (told,) = [line for line in said if "from-afar POST" in line["message"]]
+    assert (told["level"], told["request"]) == ("info", answer.id)
+    assert told["process"].startswith("frontend-")
+    assert fleet.names("decode") <= {line["process"] for line in said}
+
+
 async def test_a_killed_decode_worker_costs_no_token_and_is_replaced(fleet, expected, await_that):
     before, victims = both_decode_workers(fleet, await_that), fleet.processes("DecodeWorker")
     read = 0
@@ -165,6 +182,10 @@ def test_status_and_chat_talk_to_the_fleet(fleet, await_that):
     status = run("status")
     assert "pools: decode x 2, prefill x 1" in status
     assert status.count("serving") == 3
+    head, *rows = [re.split(r"  +", line) for line in status.splitlines()[:4]]
+    assert head[6:9] == ["KV used", "cached", "hits"]
+    assert all(re.fullmatch(r"\d+%", row[7]) for row in rows)
+    assert any(re.fullmatch(r"\d+%", row[8]) for row in rows)
     assert run("chat", "Say hello.", "--max-tokens", "5").strip()
     await_that(lambda: "prefill" in run("router", "explain", "--last", "1"))  # of one frontend
 
