@@ -124,6 +124,7 @@ AGGREGATED = {
 }
 EVERYTHING = {
     "labels": {"team": "serving"},
+    "config": {"model": "/models/qwen3"},
     "image": {
         "repository": "registry.example/llm/stafette",
         "tag": "1.2.3",

@@ -34,7 +34,9 @@ def test_every_query_asks_for_this_release_alone(rules, rendered):
 
 @pytest.mark.parametrize(("seconds", "bound"), [(1, "1.0"), (0.25, "0.25"), (10, "10.0")])
 def test_bound_of_the_first_token_is_written_as_the_metrics_write_it(chart, seconds, bound):
-    values = {"monitoring": {"rules": True, "alerts": {"firstTokenSeconds": seconds}}}
+    values = {
+        "monitoring": {"enabled": True, "rules": True, "alerts": {"firstTokenSeconds": seconds}}
+    }
     text = chart.render(values).text
 
     assert f'le="{bound}"' in text
@@ -43,7 +45,7 @@ def test_bound_of_the_first_token_is_written_as_the_metrics_write_it(chart, seco
 
 def test_alerts_say_the_thresholds_of_the_values(chart):
     alerts = {"throughputDropPercent": 20, "p50Seconds": 2.5, "p95Seconds": 9}
-    case = chart.render({"monitoring": {"rules": True, "alerts": alerts}})
+    case = chart.render({"monitoring": {"enabled": True, "rules": True, "alerts": alerts}})
     expressions = {
         rule["alert"]: rule["expr"]
         for rule in case.one("PrometheusRule")["spec"]["groups"][0]["rules"]

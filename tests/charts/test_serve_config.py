@@ -285,7 +285,10 @@ def test_redis_keeps_rays_state_where_it_is_told_to(rendered):
 
 @pytest.mark.parametrize("number", [402653184, 1_099_511_627_776])
 def test_large_numbers_stay_whole(chart, number):
-    case = chart.render({"config": {"engine": {"kv_cache_memory_bytes": number}}})
+    limits = {"resources": {"limits": {"memory": "3Ti"}}}
+    groups = {"prefill": limits, "decode": limits}
+
+    case = chart.render({"config": {"engine": {"kv_cache_memory_bytes": number}}, "groups": groups})
 
     assert config(case).engine.given["kv_cache_memory_bytes"] == number
 

@@ -6,6 +6,7 @@
 {{- range $name, $group := .Values.groups -}}
 {{- include "stafette.checkGroup" (dict "root" $ "name" $name "group" $group) -}}
 {{- end -}}
+{{- include "stafette.checkContradictions" . -}}
 {{- end -}}
 
 {{- define "stafette.checkPools" -}}
@@ -21,13 +22,9 @@
 {{- fail (printf "config.pools: of %s none decodes: add one named decode, or aggregated" (keys .Values.config.pools | sortAlpha | join ", " | default "none")) -}}
 {{- end -}}
 {{- range $pool, $own := include "stafette.pools" . | fromJson -}}
-{{- $room := 0 -}}{{- $groups := list -}}
+{{- $room := include "stafette.room" (dict "root" $ "pool" $pool) | int -}}{{- $groups := list -}}
 {{- range $name, $group := $.Values.groups -}}
-{{- with get $group.workers $pool -}}
-{{- $groups = append $groups $name -}}
-{{- $size := include "stafette.pods" (dict "root" $ "group" $group) | fromJson -}}
-{{- $room = add $room (mul (int .) ($.Values.autoscaler.enabled | ternary $size.max $size.pods)) -}}
-{{- end -}}
+{{- if get $group.workers $pool -}}{{- $groups = append $groups $name -}}{{- end -}}
 {{- end -}}
 {{- if not $groups -}}
 {{- fail (printf "groups: none takes %s: give one of them workers: {%s: 1}" $pool $pool) -}}

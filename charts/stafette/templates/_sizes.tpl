@@ -27,6 +27,18 @@
 {{- toJson (dict "pods" $pods "min" $min "max" $max) -}}
 {{- end -}}
 
+{{/* How many workers of a pool all pods take, at most. Takes (dict "root" $ "pool" NAME). */}}
+{{- define "stafette.room" -}}
+{{- $room := 0 -}}
+{{- range $group := .root.Values.groups -}}
+{{- with get $group.workers $.pool -}}
+{{- $size := include "stafette.pods" (dict "root" $.root "group" $group) | fromJson -}}
+{{- $room = add $room (mul (int .) ($.root.Values.autoscaler.enabled | ternary $size.max $size.pods)) -}}
+{{- end -}}
+{{- end -}}
+{{- $room -}}
+{{- end -}}
+
 {{/* Whole CPUs of a quantity, as KubeRay tells them to Ray: 1500m are 2. */}}
 {{- define "stafette.cpus" -}}
 {{- $cpu := toString . -}}
