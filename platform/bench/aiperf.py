@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import random
 import shlex
 import shutil
@@ -22,6 +23,7 @@ from stafette.platform.bench.server_metrics import watching
 _TAIL_CHARS = 600
 _START_S = 300.0  # beside the requests themselves: it is a dozen processes
 _SEED_BITS = 31
+_WARM_UP = "warmup"  # what its records call the requests that are not measured
 
 
 def installed() -> str | None:
@@ -45,7 +47,7 @@ class Aiperf:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "command.txt").write_text(shlex.join(shown) + "\n", encoding="utf-8")
         async with watching(client) as watch:
-            await self._call(words)
+            await self._call(words, _believing(client))
         for record in read(out, manner.stream):
             keep(record)
         return watch.summary()
@@ -69,6 +71,8 @@ class Aiperf:
         }
         if manner.ignore_eos:
             options["--extra-inputs"] = "ignore_eos:true"
+        if level.limit is not None:  # the first requests of each process open its connections
+            options["--warmup-request-count"] = level.limit
         if client.config.key:
             options["--api-key"] = client.config.key
         words = [self.command, "profile", "--use-server-token-count"]
@@ -76,10 +80,10 @@ class Aiperf:
         words += [str(each) for pair in options.items() for each in pair]
         return [*words, *(level.aiperf or ())]
 
-    async def _call(self, words: list[str]) -> None:
+    async def _call(self, words: list[str], more: Mapping[str, str]) -> None:
         pipe = asyncio.subprocess.PIPE
         process = await asyncio.create_subprocess_exec(
-            *words, stdout=pipe, stderr=asyncio.subprocess.STDOUT
+            *words, stdout=pipe, stderr=asyncio.subprocess.STDOUT, env=os.environ | more
         )
         try:
             async with asyncio.timeout(self.timeout_s + _START_S):
@@ -97,6 +101,14 @@ class Aiperf:
             raise BenchError("aiperf", words[0], remedy)
 
 
+def _believing(client: Client) -> dict[str, str]:
+    """Return how aiperf and the libraries below it are told whose certificates to believe."""
+    trust = client.config.trust
+    if trust.insecure:
+        return {"AIPERF_HTTP_SSL_VERIFY": "false"}
+    return {} if trust.ca_file is None else {"SSL_CERT_FILE": str(trust.ca_file.absolute())}
+
+
 def read(folder: Path, streamed: bool) -> Iterator[Record]:
     """Yield the records that aiperf wrote."""
     path = folder / "profile_export.jsonl"
@@ -104,6 +116,7 @@ def read(folder: Path, streamed: bool) -> Iterator[Record]:
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, ValueError) as error:
         raise BenchError("aiperf", str(path), f"is not to be read: {error}") from None
+    lines = [line for line in lines if line["metadata"].get("benchmark_phase") != _WARM_UP]
     began_ns = min((line["metadata"]["request_start_ns"] for line in lines), default=0)
     for number, line in enumerate(lines):
         yield _record(number, line, began_ns, streamed)

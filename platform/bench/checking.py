@@ -9,6 +9,7 @@ from stafette.platform.bench.asking import refusal
 from stafette.platform.bench.client import Client, Reply
 from stafette.platform.bench.errors import Refused, Unreachable
 from stafette.platform.bench.load import Lengths
+from stafette.platform.trust import advice
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +27,7 @@ async def check(client: Client, model: str | None) -> Served:
         reply = await client.get("/v1/models")
     except (OSError, TimeoutError) as error:
         reason = str(error) or type(error).__name__
-        remedy = f"does not answer ({reason}): start it, or correct the URL"
+        remedy = f"does not answer ({reason}): {advice(error) or 'start it, or correct the URL'}"
         raise Unreachable(f"--endpoint {client.endpoint.label}", url, remedy) from None
     if reply.head.status != 200:
         remedy = f"answers {reply.head.status} when asked for its models: {refusal(reply.body)}"

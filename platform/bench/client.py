@@ -2,13 +2,13 @@
 
 import asyncio
 import json
-import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from stafette.platform.bench.endpoints import Endpoint
 from stafette.platform.bench.wire import Head, OnBody, Wire, WireBroken
+from stafette.platform.trust import Trust
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,6 +16,7 @@ class ClientConfig:
     key: str | None = field(default=None, repr=False)
     connect_s: float = 10.0
     request_s: float = 600.0  # of one answer, from the first byte sent to the last one read
+    trust: Trust = Trust()
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +36,7 @@ class Client:
         self.endpoint = endpoint
         self.config = config
         self._idle: list[Wire] = []
-        self._tls = ssl.create_default_context() if endpoint.secure else None
+        self._tls = config.trust.context() if endpoint.secure else None
         host = f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host
         head = f"host: {host}:{endpoint.port}\r\naccept: */*\r\n"
         if config.key:

@@ -10,6 +10,7 @@ from stafette.platform.bench.shapes.drawing import Arrivals
 from stafette.platform.bench.shapes.prefixes import DEFAULT_RATIOS
 from stafette.platform.commands.talking import KEY_VARIABLE
 from stafette.platform.commands.telling import tell
+from stafette.platform.trust import add_trust_arguments
 
 _OUT = Path("results")
 
@@ -60,6 +61,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     add("--backend", choices=["auto", "aiperf", "builtin"], default="auto")
     add("--tokenizer", help="a directory or file of the model's (default: the server's /tokenize)")
     add("--key", help=f"API key (default: {KEY_VARIABLE})")
+    add_trust_arguments(parser)
     add("--timeout-s", type=float, default=600.0, help="of one answer (default: %(default)s)")
     add("--output-dir", type=Path, default=_OUT, help="default: %(default)s")
     add("--no-report", action="store_true", help="no charts and no page")

@@ -30,6 +30,7 @@ from stafette.platform.commands.bench_shapes import shape_of
 from stafette.platform.commands.talking import KEY_VARIABLE
 from stafette.platform.commands.telling import tell
 from stafette.platform.frontend.errors import InvalidSetting
+from stafette.platform.trust import trust_of
 
 _SEEDS = 1_000_000
 
@@ -45,7 +46,7 @@ def run_benchmark(arguments: argparse.Namespace) -> int:
     sweep = Sweep(
         plan=plan,
         results=results,
-        config=ClientConfig(key=key, request_s=arguments.timeout_s),
+        config=ClientConfig(key=key, request_s=arguments.timeout_s, trust=trust_of(arguments)),
         make_backend=_backend_maker(plan, arguments),
         tell=tell,
         progress=progress,

@@ -4,15 +4,14 @@ import argparse
 import sys
 from typing import Any
 
-from stafette.platform.commands.talking import DEFAULT_URL, Asker, AskingFailed
+from stafette.platform.commands.talking import Asker, AskingFailed, add_server_arguments
 
 _HELP = "/new begins anew, /quit or Ctrl-D ends"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("message", nargs="?", help="say this, print the answer, and end")
-    parser.add_argument("--url", default=DEFAULT_URL, help="of the server (default: %(default)s)")
-    parser.add_argument("--key", help="API key (default: STAFETTE_API_KEY)")
+    add_server_arguments(parser, "of the server")
     parser.add_argument("--model", help="(default: the first that is served)")
     parser.add_argument("--system", help="what the model is told first")
     parser.add_argument("--max-tokens", type=int, help="of each answer")
@@ -20,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    asker = Asker(arguments.url, arguments.key)
+    asker = Asker.of(arguments)
     talk = _Talk(asker, arguments)
     if arguments.message is not None:
         talk.say(arguments.message)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
 
-from stafette.platform.commands.talking import DEFAULT_URL, Asker, AskingFailed
+from stafette.platform.commands.talking import Asker, AskingFailed, add_server_arguments
 from stafette.platform.commands.telling import tell
 from stafette.platform.frontend.errors import InvalidSetting
 
@@ -28,12 +28,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     unpin = actions.add_parser("unpin", help="let the planner decide on a pool again")
     unpin.add_argument("pool")
     for each in (explain, pin, unpin):
-        each.add_argument("--url", default=DEFAULT_URL, help="of a frontend (default: %(default)s)")
-        each.add_argument("--key", help="API key (default: STAFETTE_API_KEY)")
+        add_server_arguments(each)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    asker = Asker(arguments.url, arguments.key)
+    asker = Asker.of(arguments)
     match arguments.action:
         case "explain":
             return _explain(asker, arguments)

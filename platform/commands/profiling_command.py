@@ -8,7 +8,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stafette.platform.commands.talking import Asker
+from stafette.platform.commands.talking import Asker, add_server_arguments
 from stafette.platform.commands.telling import tell
 from stafette.platform.flags import add_flags, given
 from stafette.platform.frontend.errors import InvalidSetting
@@ -33,8 +33,8 @@ _PLAN_FLAGS = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("out", type=Path, help="the profile, JSON; points that it holds are not measured again")
-    add("--url", help="of a server with OpenAI's API; the flags of its engine tell its limits")
-    add("--key", help="API key (default: STAFETTE_API_KEY)")
+    whose = "of a server with OpenAI's API; the flags of its engine tell its limits"
+    add_server_arguments(parser, whose, default=None)
     add("--mocker", type=Path, metavar="FILE", help="write the step model alone, for mock workers")
     add("--charts", type=Path, metavar="DIR", help="for the charts (default: beside the profile)")
     add("--no-charts", action="store_true")
@@ -123,7 +123,7 @@ def _target(arguments: argparse.Namespace) -> Iterator[Target]:
     if arguments.url is not None:
         known = EngineConfig.of(**{k: v for k, v in flags.items() if k != "model"})
         yield EndpointTarget(
-            Asker(arguments.url, arguments.key),
+            Asker.of(arguments),
             flags.get("model"),
             _told_limits(known),
             _base(arguments),

@@ -5,14 +5,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stafette.platform.commands.talking import DEFAULT_URL, Asker, AskingFailed
+from stafette.platform.commands.talking import Asker, AskingFailed, add_server_arguments
 from stafette.platform.config import MADE_TOKEN, TOKEN_VARIABLE, load
 from stafette.platform.frontend.errors import InvalidSetting
 
 
 def add_reaching_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--url", default=DEFAULT_URL, help="of a frontend (default: %(default)s)")
-    parser.add_argument("--key", help="API key (default: STAFETTE_API_KEY)")
+    add_server_arguments(parser)
     parser.add_argument(
         "--config",
         type=Path,
@@ -29,7 +28,7 @@ class Workers:
             remedy = f"is needed to talk to workers: set {TOKEN_VARIABLE}, or name the --config"
             raise InvalidSetting("cluster.token", None, remedy)
         self._config = loaded.config
-        self.asker = Asker(arguments.url, arguments.key)
+        self.asker = Asker.of(arguments)
 
     def addresses(self, names: Sequence[str] | None = None) -> Mapping[str, str]:
         """Return where these are, or all, by name."""

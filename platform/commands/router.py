@@ -17,6 +17,7 @@ import yaml
 
 from stafette.platform.commands.talking import DEFAULT_URL, KEY_VARIABLE
 from stafette.platform.flags import add_flags, given
+from stafette.platform.trust import add_trust_arguments, trust_of
 from stafette.router.errors import InvalidValue, RouterError
 from stafette.router.registry import NAMES
 from stafette.router.service.client import RouterClient
@@ -46,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     workers.add_argument("--url", default=_ROUTER_URL, help="default: %(default)s")
     for each in (explain, workers):
         each.add_argument("--token-file", metavar="FILE", help=f"or {_TOKEN}, or {KEY_VARIABLE}")
+        add_trust_arguments(each)
         each.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -157,7 +159,8 @@ def _ask(arguments: argparse.Namespace, ask: Ask) -> int:
 
 async def _asked(arguments: argparse.Namespace, ask: Ask) -> tuple[dict[str, Any], str]:
     token = _token(arguments) or os.environ.get(KEY_VARIABLE)
-    with contextlib.closing(RouterClient(arguments.url, token)) as client:
+    tls = trust_of(arguments).context() if arguments.url.startswith("https:") else None
+    with contextlib.closing(RouterClient(arguments.url, token, tls=tls)) as client:
         return await ask(client, arguments)
 
 

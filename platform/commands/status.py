@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from stafette.platform.commands.planner import told_sizes
-from stafette.platform.commands.talking import DEFAULT_URL, Asker, AskingFailed
+from stafette.platform.commands.talking import Asker, AskingFailed, add_server_arguments
 
 _COLUMNS = (
     *("worker", "role", "state", "running", "waiting", "queued tokens"),
@@ -20,13 +20,12 @@ _COLUMNS = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--url", default=DEFAULT_URL, help="of a frontend (default: %(default)s)")
-    parser.add_argument("--key", help="API key (default: STAFETTE_API_KEY)")
+    add_server_arguments(parser)
     parser.add_argument("--json", action="store_true", help="as the server tells it")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    asker = Asker(arguments.url, arguments.key)
+    asker = Asker.of(arguments)
     told, planner = asker.get("/v1/workers"), _planner(asker)
     if arguments.json:
         json.dump({**told, "planner": planner}, sys.stdout, indent=2)

@@ -1,5 +1,6 @@
 """How commands ask a running server: plain HTTP, with errors that say what to do."""
 
+import argparse
 import http.client
 import json
 import os
@@ -9,6 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from stafette.platform.frontend.errors import InvalidSetting
+from stafette.platform.trust import Trust, add_trust_arguments, advice, trust_of
 from stafette.workers.errors import EngineError
 
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -20,10 +22,19 @@ class AskingFailed(EngineError):
     """A server that is not there, or says no."""
 
 
+def add_server_arguments(
+    parser: argparse.ArgumentParser, whose: str = "of a frontend", default: str | None = DEFAULT_URL
+) -> None:
+    shown = whose if default is None else f"{whose} (default: %(default)s)"
+    parser.add_argument("--url", default=default, help=shown)
+    parser.add_argument("--key", help=f"API key (default: {KEY_VARIABLE})")
+    add_trust_arguments(parser)
+
+
 class Asker:
     """Asks one server, a connection for each question."""
 
-    def __init__(self, url: str, key: str | None) -> None:
+    def __init__(self, url: str, key: str | None, trust: Trust | None = None) -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise InvalidSetting("--url", url, f"must be like {DEFAULT_URL}")
@@ -31,6 +42,11 @@ class Asker:
         self._parts = parts
         key = key or os.environ.get(KEY_VARIABLE)
         self._headers = {"authorization": f"Bearer {key}"} if key else {}
+        self._tls = (trust or Trust()).context() if parts.scheme == "https" else None
+
+    @classmethod
+    def of(cls, arguments: argparse.Namespace) -> "Asker":
+        return cls(arguments.url, arguments.key, trust_of(arguments))
 
     def get(self, path: str) -> Any:
         with self._answer("GET", path, None) as answer:
@@ -56,9 +72,7 @@ class Asker:
 
     @contextmanager
     def _answer(self, method: str, path: str, body: object) -> Iterator[http.client.HTTPResponse]:
-        secure = self._parts.scheme == "https"
-        kind = http.client.HTTPSConnection if secure else http.client.HTTPConnection
-        connection = kind(self._parts.hostname or "", self._parts.port, timeout=_TIMEOUT_S)
+        connection = self._connection()
         try:
             data = None if body is None else json.dumps(body)
             headers = self._headers | {"content-type": "application/json"}
@@ -68,10 +82,17 @@ class Asker:
                 raise AskingFailed("url", self.url, _refusal(answer))
             yield answer
         except (OSError, http.client.HTTPException) as error:
-            remedy = f"does not answer ({error or type(error).__name__}): start it, or give --url"
+            what = advice(error) or "start it, or give --url"
+            remedy = f"does not answer ({error or type(error).__name__}): {what}"
             raise AskingFailed("url", self.url, remedy) from None
         finally:
             connection.close()
+
+    def _connection(self) -> http.client.HTTPConnection:
+        host, port = self._parts.hostname or "", self._parts.port
+        if self._tls is None:
+            return http.client.HTTPConnection(host, port, timeout=_TIMEOUT_S)
+        return http.client.HTTPSConnection(host, port, timeout=_TIMEOUT_S, context=self._tls)
 
 
 def _refusal(answer: http.client.HTTPResponse) -> str:

@@ -39,7 +39,8 @@ def frontend():
 def workers(frontend, monkeypatch):
     monkeypatch.setenv("STAFETTE_TOKEN", "the token of this cluster")
     url = f"http://127.0.0.1:{frontend.server_port}"
-    return Workers(argparse.Namespace(config=None, url=url, key=None))
+    given = {"url": url, "key": None, "ca_file": None, "insecure": False}
+    return Workers(argparse.Namespace(config=None, **given))
 
 
 def test_all_or_some_are_found_with_one_question(workers, frontend):

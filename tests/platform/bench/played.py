@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import ssl
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ class PlayedServer:
     bodies: list[dict] = field(default_factory=list)
     paths: list[str] = field(default_factory=list)
     port: int = 0
+    tls: ssl.SSLContext | None = None
 
     def start(self) -> "PlayedServer":
         started = threading.Event()
@@ -53,7 +55,7 @@ class PlayedServer:
     async def _serve(self, started: threading.Event) -> None:
         self._loop, self._ended = asyncio.get_running_loop(), asyncio.Event()
         self._writers: set[asyncio.StreamWriter] = set()
-        server = await asyncio.start_server(self._connected, "127.0.0.1", self.port)
+        server = await asyncio.start_server(self._connected, "127.0.0.1", self.port, ssl=self.tls)
         self.port = server.sockets[0].getsockname()[1]
         started.set()
         await self._ended.wait()

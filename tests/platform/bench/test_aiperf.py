@@ -14,8 +14,9 @@ from stafette.platform.cli import main
 SECOND_NS = 1_000_000_000
 
 
-def line(start_s=5.0, error=None, **metrics):
+def line(start_s=5.0, error=None, phase="profiling", **metrics):
     about = {
+        "benchmark_phase": phase,
         "conversation_id": "session_1",
         "turn_index": 0,
         "request_start_ns": int(start_s * SECOND_NS),
@@ -59,6 +60,14 @@ def test_times_count_from_its_first_request(tmp_path):
     assert [record.began_s for record in records] == [0.0, 2.5]
 
 
+def test_requests_that_warm_it_up_are_no_records(tmp_path):
+    first = line(start_s=1.0, phase="warmup", request_latency=5_000.0)
+
+    (record,) = read(written(tmp_path, first, GOOD), streamed=True)
+
+    assert (record.began_s, record.e2e_s) == (0.0, pytest.approx(0.9))
+
+
 def test_its_errors_stay_errors(tmp_path):
     bad = line(error={"code": 404, "type": "Not Found", "message": "..."})
 
@@ -95,10 +104,11 @@ def installed(tmp_path, monkeypatch):
 
 
 WRITES = f"""
-import json, pathlib, sys
+import json, os, pathlib, sys
 out = pathlib.Path(sys.argv[sys.argv.index("--output-artifact-dir") + 1])
 out.mkdir(parents=True)
 (out / "profile_export.jsonl").write_text({json.dumps(json.dumps(GOOD))})
+(out / "environment.json").write_text(json.dumps(dict(os.environ)))
 """
 
 
@@ -119,8 +129,31 @@ def test_it_measures_where_it_is_installed_and_its_command_is_kept(installed, se
     assert found.backend == "aiperf"
     assert found.summary.ttft_ms["p50"] == pytest.approx(500)
     assert "--concurrency 2" in command
+    assert "--warmup-request-count 2" in command
     assert "--use-server-token-count --streaming -m tiny" in command
     assert "secret" not in command + (tmp_path / "x/runs.jsonl").read_text()
+
+
+@pytest.mark.parametrize(
+    ("flag", "name", "told"),
+    [
+        ("--ca-file", "SSL_CERT_FILE", "{ca}"),
+        ("--insecure", "AIPERF_HTTP_SSL_VERIFY", "false"),
+        (None, "SSL_CERT_FILE", None),
+        (None, "AIPERF_HTTP_SSL_VERIFY", None),
+    ],
+)
+def test_it_believes_the_certificates_that_are_believed_here(
+    installed, server, certificate, tmp_path, monkeypatch, flag, name, told
+):
+    monkeypatch.delenv(name, raising=False)
+    installed(WRITES)
+    flags = {"--ca-file": ["--ca-file", certificate[1]], "--insecure": ["--insecure"]}.get(flag, [])
+
+    assert run(server, tmp_path, "--tokenizer", "some/model", *flags) == 0
+
+    environment = json.loads((tmp_path / "x/mine/c2/aiperf/environment.json").read_text())
+    assert environment.get(name) == (told and told.format(ca=certificate[1]))
 
 
 def test_without_a_tokenizer_the_own_client_measures(installed, server, tmp_path, capsys):

@@ -3,10 +3,8 @@
 import asyncio
 import contextlib
 import json
-import shutil
 import socket
 import ssl
-import subprocess
 
 import pytest
 import uvloop
@@ -158,20 +156,6 @@ def test_a_port_in_use_is_one_clear_error():
 
         with pytest.raises(InvalidSetting, match=f"127.0.0.1:{port}.*in use"):
             listen(FrontendConfig(port=port))
-
-
-@pytest.fixture
-def certificate(tmp_path):
-    if shutil.which("openssl") is None:
-        pytest.skip("certificates are made with the openssl program, which is not installed")
-    files = tmp_path / "key.pem", tmp_path / "cert.pem"
-    curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
-    name = ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
-    out = ["-keyout", files[0], "-out", files[1], "-days", "2"]
-    subprocess.run(
-        ["openssl", "req", "-x509", *curve, *out, *name], check=True, capture_output=True
-    )
-    return tuple(map(str, files))
 
 
 async def test_with_a_certificate_it_speaks_tls(on_sockets, certificate):
