@@ -41,6 +41,7 @@ from stafette.platform.observability.request_trace import RequestTracer
 
 logger = logging.getLogger(__name__)
 _POLLED = frozenset(route.path for route in ROUTES if route.polled)
+_ADMITTED = tuple(route.path for route in ROUTES if route.admitted)
 _OWN_ID = re.compile(r"[\w.:-]{1,128}")
 
 
@@ -56,7 +57,7 @@ class Frontend:
         page: Page | None = None,
     ) -> None:
         self.config = config or FrontendConfig()
-        self.metrics = Metrics()
+        self.metrics = Metrics(_ADMITTED)
         self.gate = Gate(self.config.max_in_flight, time.monotonic)
         page = page or OwnPage(ProcessMetrics("frontend", "frontend"))
         own = FrontendMetrics(served.name, self.metrics, self._in_flight)

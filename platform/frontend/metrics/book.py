@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from itertools import product
 
 from stafette.kvtransfer.histogram import Histogram
 from stafette.platform.frontend.metrics.recent import Recent
@@ -27,12 +28,16 @@ _TOKENS = (
 )  # fmt: skip
 
 _MAX_TENANTS = 100  # that are told apart
+# Told from the start, as 0: what Prometheus sees for the first time at 500 has no rate, so that an
+# alert on failures would sleep through the first burst of them.
+_STATUSES = (200, 429, 500, 503)
+_REFUSALS = ("concurrency_limit_exceeded", "overloaded", "rate_limit_exceeded", "unavailable")
 
 
 class Metrics:
-    """All of one frontend's."""
+    """All of one frontend's. `paths` are those whose failures somebody waits for."""
 
-    def __init__(self) -> None:
+    def __init__(self, paths: Sequence[str] = ()) -> None:
         self.time_to_first_token = Histogram(_FIRST_TOKEN_S)
         self.inter_token_latency = Histogram(_PER_TOKEN_S)
         self.time_per_output_token = Histogram(_PER_TOKEN_S)  # a request's mean
@@ -42,8 +47,9 @@ class Metrics:
         self.prompt_tokens = 0
         self.generation_tokens = 0
         self.finished: Counter[str] = Counter()  # answers, by reason
-        self.responses: Counter[tuple[str, int]] = Counter()  # by path and status
-        self.rejected: Counter[str] = Counter()  # by the error's code
+        responses = dict.fromkeys(product(paths, _STATUSES), 0)
+        self.responses: Counter[tuple[str, int]] = Counter(responses)  # by path and status
+        self.rejected: Counter[str] = Counter(dict.fromkeys(_REFUSALS, 0))  # by the error's code
         self.disconnects = 0
         self.recent = Recent()
         self.tenant_requests: Counter[str] = Counter()  # by API key's name

@@ -94,6 +94,17 @@ async def test_metrics_count_responses_by_path_and_status(api):
     assert values["stafette_http_responses_total", ("path", ""), ("status", "404")] == 2
 
 
+async def test_failures_are_told_before_the_first_so_that_its_rate_is_known(api):
+    values = await metrics_of(api)
+
+    for path in ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings"):
+        for status in ("500", "503", "429"):
+            failed = ("stafette_http_responses_total", ("path", path), ("status", status))
+            assert values[failed] == 0
+    for reason in ("overloaded", "unavailable", "rate_limit_exceeded"):
+        assert values["stafette_rejected_total", ("reason", reason)] == 0
+
+
 async def test_an_answer_that_was_given_up_counts_as_aborted(api):
     api.generator.steps = [asyncio.Event()]
     await api.chat(deadline=0.02, n=2)
