@@ -17,6 +17,7 @@ from stafette.workers.kv_sizing import num_kv_blocks
 from stafette.workers.kvcache.pool import BlockPool
 from stafette.workers.models.spec import ModelSpec
 from stafette.workers.runner import native
+from stafette.workers.runner.rank_process import RankSource
 from stafette.workers.runner.runner import Runner
 from stafette.workers.runner.torch_runner import TorchRunner
 from stafette.workers.sampling.ngram import NgramProposer
@@ -31,16 +32,19 @@ from stafette.workers.weights.tokenizer import Tokenizer
 logger = logging.getLogger(__name__)
 
 
-def build_engine(config: EngineConfig, worker_id: str | None = None) -> Engine:
+def build_engine(
+    config: EngineConfig, worker_id: str | None = None, ranks: RankSource | None = None
+) -> Engine:
     """Return an engine that is ready for requests. Every wrong flag raises before any runs.
 
-    `worker_id` names this engine in its KV events; None: by its host and process.
+    `worker_id` names this engine in its KV events; None: by its host and process. `ranks` starts
+    those of a tensor-parallel engine; None: on this host.
     """
     started = time.monotonic()
     checkpoint = open_checkpoint(config.model, config.quantization)
     tokenizer = open_tokenizer(config.model, config.tokenizer)
     max_model_len = _max_model_len(config, checkpoint.spec)
-    runner = make_runner(config, checkpoint)
+    runner = make_runner(config, checkpoint, ranks)
     try:
         parts = _assemble(config, runner, tokenizer, max_model_len, worker_id or _here())
         runner.warm_up()
@@ -51,12 +55,14 @@ def build_engine(config: EngineConfig, worker_id: str | None = None) -> Engine:
     return Engine(config, parts)
 
 
-def make_runner(config: EngineConfig, checkpoint: Checkpoint) -> Runner:
+def make_runner(
+    config: EngineConfig, checkpoint: Checkpoint, ranks: RankSource | None = None
+) -> Runner:
     """Return the fastest runner that can serve this model under these flags."""
     if config.tensor_parallel_size > 1:
         from stafette.workers.runner.parallel import ParallelRunner
 
-        return ParallelRunner(config, checkpoint)
+        return ParallelRunner(config, checkpoint, ranks)
     reason = _why_not_native(config, checkpoint.spec)
     if reason is None:
         return native.NativeRunner(config, checkpoint)

@@ -24,6 +24,7 @@ class TensorParallel:
     rank: int = 0
     size: int = 1
     group: Group | None = None
+    leads_node: bool = True  # the first of the ranks on its host
 
     def span(self, units: int) -> tuple[int, int]:
         """Return the units [start, stop) of this rank; fewer units than ranks are shared."""

@@ -32,10 +32,12 @@ class Link:
         except OSError as error:
             raise EOFError(str(error)) from error
 
-    def receive(self, timeout_s: float | None = None) -> dict[str, Any]:
+    def receive(
+        self, timeout_s: float | None = None, max_bytes: int = _MAX_BYTES
+    ) -> dict[str, Any]:
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         (length,) = _LENGTH.unpack(self._take(_LENGTH.size, deadline))
-        if length > _MAX_BYTES:
+        if length > max_bytes:
             raise EOFError(f"a message of {length} bytes")
         message: dict[str, Any] = msgpack.unpackb(self._take(length, deadline))
         return message

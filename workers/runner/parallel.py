@@ -1,7 +1,6 @@
-"""Tensor parallelism on one host: the first rank runs here, each other in a process of its own."""
+"""Tensor parallelism: the first rank runs here, each other in a process of its own."""
 
 import dataclasses
-import os
 import time
 from collections.abc import Callable
 from typing import Any, NoReturn, TypeVar
@@ -9,15 +8,15 @@ from typing import Any, NoReturn, TypeVar
 import torch
 
 from stafette.kvtransfer.memory import SharedMemory
-from stafette.kvtransfer.transports.cuda import joined
 from stafette.workers.config import EngineConfig
 from stafette.workers.errors import ConfigError, EngineDead, EngineError
 from stafette.workers.models.sharding import TensorParallel, check_shardable
-from stafette.workers.runner.collectives import join, open_meeting
+from stafette.workers.runner.collectives import Seat, join, open_meeting
 from stafette.workers.runner.device import choose_device
+from stafette.workers.runner.kv_joining import join_kv
 from stafette.workers.runner.link import pack_inputs
-from stafette.workers.runner.rank_process import RankProcess
-from stafette.workers.runner.runner import KvLayout, KvMemory, Runner, StepInputs, StepTensors
+from stafette.workers.runner.rank_process import LocalRanks, RankSource
+from stafette.workers.runner.runner import KvMemory, Runner, StepInputs, StepTensors
 from stafette.workers.runner.torch_runner import TorchRunner
 from stafette.workers.weights.checkpoint import Checkpoint
 
@@ -35,6 +34,7 @@ class ParallelRunner(Runner):
         self,
         config: EngineConfig,
         checkpoint: Checkpoint,
+        ranks: RankSource | None = None,
         *,
         start_timeout_s: float = 300.0,
         step_timeout_s: float = 60.0,
@@ -43,9 +43,11 @@ class ParallelRunner(Runner):
         self._start_timeout_s, self._step_timeout_s = start_timeout_s, step_timeout_s
         self._dead: EngineDead | None = None
         self._joined: list[KvMemory] = []  # the other ranks'
-        config = _share_of_threads(config, self.device)
-        _check_fits(config, checkpoint, self.device)
-        self._ranks = [RankProcess(rank) for rank in range(1, config.tensor_parallel_size)]
+        source = ranks or LocalRanks()
+        self._host, self._per_node = source.host, config.tensor_parallel_size // source.num_nodes
+        config = _share_of_threads(config, self.device, self._per_node)
+        _check_fits(config, checkpoint, self.device, self._per_node)
+        self._ranks = source.start(config.tensor_parallel_size, start_timeout_s)
         try:
             self._local = TorchRunner(config, checkpoint, self._assemble(config))
             self._collect(start_timeout_s)
@@ -55,9 +57,9 @@ class ParallelRunner(Runner):
         self.kv_layout = self._local.kv_layout
 
     def free_bytes(self) -> int:
-        """Return what every rank has; on a CPU they share one memory."""
+        """Return what every rank has; on CPUs those of a node share one memory."""
         most = min(self._everywhere("free_bytes", self._local.free_bytes))
-        return most // (len(self._ranks) + 1) if self.device.type == "cpu" else most
+        return most // self._per_node if self.device.type == "cpu" else most
 
     def allocate_kv(self, num_blocks: int) -> None:
         self._everywhere("allocate_kv", lambda: self._local.allocate_kv(num_blocks), num_blocks)
@@ -66,9 +68,9 @@ class ParallelRunner(Runner):
         return self._local.kv_pool()
 
     def kv_memories(self) -> list[KvMemory]:
-        """Map the other ranks' pools, after which nobody else can write there."""
-        _, *told = self._everywhere("shared_kv", self._local.shared_kv)
-        self._joined = [_join(rank, each) for rank, each in zip(self._ranks, told, strict=True)]
+        """Map the pools of this node's other ranks, after which nobody else can write there."""
+        told = self._everywhere("shared_kv", self._local.shared_kv)
+        self._joined = [join_kv(each) for each in told[1 : self._per_node]]
         return [*self._local.kv_memories(), *self._joined]
 
     def forward(self, inputs: StepInputs) -> StepTensors:
@@ -99,7 +101,7 @@ class ParallelRunner(Runner):
     def _assemble(self, config: EngineConfig) -> TensorParallel:
         """Wait until every process has imported its code, then meet them."""
         size, timeout_s = config.tensor_parallel_size, self._step_timeout_s
-        store = open_meeting(timeout_s)
+        store = open_meeting(self._host, timeout_s)
         self._collect(self._start_timeout_s)
         for process in self._ranks:
             process.send(
@@ -108,11 +110,13 @@ class ParallelRunner(Runner):
                     "config": dataclasses.asdict(config),
                     "rank": process.rank,
                     "size": size,
+                    "device": process.rank % self._per_node,
+                    "host": self._host,
                     "port": store.port,
                     "timeout_s": timeout_s,
                 }
             )
-        return join(store, 0, size, self.device, timeout_s)
+        return join(store, Seat(0, size, self._host, True), self.device, timeout_s)
 
     def _everywhere(self, op: str, here: Callable[[], T], *arguments: object) -> list[T]:
         """Do `op` on every rank and here; return all answers. An error here comes first."""
@@ -194,27 +198,22 @@ class ParallelRunner(Runner):
             process.stop()
 
 
-def _join(rank: RankProcess, told: dict[str, Any]) -> KvMemory:
-    """Map a rank's pool, by what it has told of it."""
-    layout = KvLayout(**told["layout"])
-    if "gpu" in told:
-        return KvMemory(joined.join(joined.Shared(**told["gpu"])), layout)
-    fd = os.open(f"/proc/{rank.pid}/fd/{told['fd']}", os.O_RDWR | os.O_CLOEXEC)
-    memory = SharedMemory.join("kv", fd)
-    memory.seal()
-    return KvMemory(memory, layout)
-
-
-def _share_of_threads(config: EngineConfig, device: torch.device) -> EngineConfig:
+def _share_of_threads(config: EngineConfig, device: torch.device, per_node: int) -> EngineConfig:
+    """The flag counts those of all ranks; without it they share their node's cores."""
     if device.type != "cpu":
         return config
-    share = max(1, config.threads // config.tensor_parallel_size)
+    sharing = config.tensor_parallel_size if config.num_threads else per_node
+    share = max(1, config.threads // sharing)
     return dataclasses.replace(config, num_threads=share)
 
 
-def _check_fits(config: EngineConfig, checkpoint: Checkpoint, device: torch.device) -> None:
+def _check_fits(
+    config: EngineConfig, checkpoint: Checkpoint, device: torch.device, per_node: int
+) -> None:
     size = config.tensor_parallel_size
     check_shardable(checkpoint.spec, size)
-    if device.type == "cuda" and torch.cuda.device_count() < size:
-        remedy = f"there are {torch.cuda.device_count()} GPUs here; lower it to that"
+    if device.type == "cuda" and torch.cuda.device_count() < per_node:
+        remedy = (
+            f"needs {per_node} GPUs here, where there are {torch.cuda.device_count()}: lower it"
+        )
         raise ConfigError("tensor_parallel_size", size, remedy)

@@ -1,7 +1,9 @@
 """A tensor-parallel rank other than the first: a process that does what the first one is told.
 
-Started as `python -m stafette.workers.runner.rank FD`, FD being its end of a socket pair. It ends
-when that socket does, whatever it is doing, so it never outlives its parent.
+Started as `python -m stafette.workers.runner.rank FD`, FD being its end of a socket pair; on
+another host as `... rank HOST PORT RANK`, to call the first rank there, with the cluster's token as
+the first line of its stdin. It ends when its socket or that stdin does, whatever it is doing, so it
+never outlives its parent.
 """
 
 import logging
@@ -17,8 +19,9 @@ import torch
 
 from stafette.workers.config import EngineConfig
 from stafette.workers.errors import EngineError
-from stafette.workers.runner.collectives import attend_meeting, join
+from stafette.workers.runner.collectives import Seat, attend_meeting, join
 from stafette.workers.runner.device import choose_device
+from stafette.workers.runner.far_ranks import call
 from stafette.workers.runner.link import Link, unpack_inputs
 from stafette.workers.runner.torch_runner import TorchRunner
 from stafette.workers.weights.opening import open_checkpoint
@@ -29,17 +32,32 @@ Message = dict[str, Any]
 
 def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to end
-    link = Link(socket.socket(fileno=int(sys.argv[1])))
+    link, host = _meet(sys.argv[1:])
     inbox: queue.Queue[Message] = queue.Queue()
     threading.Thread(target=_listen, args=(link, inbox), daemon=True).start()
     link.send({"imported": True})
-    runner = _start(link, inbox.get())
+    runner = _start(link, inbox.get(), host)
     while runner is not None:
         message = inbox.get()
         if message["op"] == "forward":
             _forward(link, runner, message)
         else:
             link.send(_answer(runner, message))
+
+
+def _meet(arguments: list[str]) -> tuple[Link, str]:
+    """Return the link to the first rank, and where other hosts reach this one, if there are any."""
+    if len(arguments) == 1:
+        return Link(socket.socket(fileno=int(arguments[0]))), ""
+    host, port, rank = arguments
+    token = sys.stdin.buffer.readline().rstrip(b"\n")
+    threading.Thread(target=_end_with_stdin, daemon=True).start()
+    return call(host, int(port), int(rank), token)
+
+
+def _end_with_stdin() -> None:
+    sys.stdin.buffer.read()
+    os._exit(0)
 
 
 def _listen(link: Link, inbox: "queue.Queue[Message]") -> None:
@@ -52,15 +70,17 @@ def _listen(link: Link, inbox: "queue.Queue[Message]") -> None:
     os._exit(0)
 
 
-def _start(link: Link, message: Message) -> TorchRunner | None:
+def _start(link: Link, message: Message, host: str) -> TorchRunner | None:
     """Load this rank's share. None after an error, which the parent then knows."""
     try:
         config = EngineConfig(**message["config"])
         if config.device != "cpu" and torch.cuda.is_available():
-            torch.cuda.set_device(message["rank"])
-        store = attend_meeting(message["port"], message["timeout_s"])
-        rank, size, timeout_s = message["rank"], message["size"], message["timeout_s"]
-        tp = join(store, rank, size, choose_device(config), timeout_s)
+            torch.cuda.set_device(message["device"])
+        timeout_s = message["timeout_s"]
+        store = attend_meeting(message["host"], message["port"], timeout_s)
+        leads = message["device"] == 0
+        seat = Seat(message["rank"], message["size"], host or message["host"], leads)
+        tp = join(store, seat, choose_device(config), timeout_s)
         runner = TorchRunner(config, open_checkpoint(config.model, config.quantization), tp)
     except Exception as error:
         logger.exception("rank %d cannot start", message["rank"])

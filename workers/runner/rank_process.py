@@ -1,14 +1,16 @@
-"""The parent's view of a rank: a child process at the other end of a socket."""
+"""The parent's view of a rank: what is at the other end of a socket, here a child process."""
 
 import contextlib
 import signal
 import socket
 import subprocess
 import sys
-from typing import Any
+from abc import ABC, abstractmethod
+from typing import Any, Protocol
 
 from stafette.workers import errors
 from stafette.workers.errors import EngineDead
+from stafette.workers.runner.collectives import LOOPBACK
 from stafette.workers.runner.link import Link
 
 _STDERR = 2
@@ -16,24 +18,12 @@ _SEND_S = 30.0  # a rank reads at once, even in a step; one that does not is stu
 _GRACE_S = 1.0  # from the end of a rank's socket to the end of its process
 
 
-class RankProcess:
-    """Starts its process when made. Its errors name the rank."""
+class Rank(ABC):
+    """Does what it is told, wherever it runs. Its errors name it."""
 
-    def __init__(self, rank: int) -> None:
+    def __init__(self, rank: int, link: Link) -> None:
         self.rank = rank
-        ours, theirs = socket.socketpair()
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "stafette.workers.runner.rank", str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=_STDERR,
-            )
-        self._link = Link(ours)
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
+        self._link = link
 
     def send(self, message: dict[str, Any]) -> None:
         try:
@@ -54,13 +44,63 @@ class RankProcess:
             raise getattr(errors, kind)(f"rank {self.rank}: {field}", value, remedy)
         return message.get("value")
 
+    @abstractmethod
+    def has_ended(self, within_s: float = 0.0) -> bool:
+        """Return whether it is gone, or goes within that time."""
+
+    @abstractmethod
+    def death(self, otherwise: str) -> EngineDead:
+        """Return an error that says how the rank ended, or else what it failed to do."""
+
+    @abstractmethod
+    def stop(self) -> None:
+        """End it. Safe to call twice."""
+
+
+class RankSource(Protocol):
+    """Starts the ranks of an engine, all but the first, which runs where it is called."""
+
+    host: str  # at which the ranks of all nodes reach this process
+    num_nodes: int  # that have equally many ranks, in their order
+
+    def start(self, size: int, timeout_s: float) -> list[Rank]:
+        """Return ranks 1 to `size` - 1."""
+
+
+class LocalRanks:
+    """All ranks on this host."""
+
+    host = LOOPBACK
+    num_nodes = 1
+
+    def start(self, size: int, timeout_s: float) -> list[Rank]:
+        return [RankProcess(rank) for rank in range(1, size)]
+
+
+class RankProcess(Rank):
+    """Starts its process when made."""
+
+    def __init__(self, rank: int) -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "stafette.workers.runner.rank", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=_STDERR,
+            )
+        super().__init__(rank, Link(ours))
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def has_ended(self, within_s: float = 0.0) -> bool:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(within_s)
         return self._process.poll() is not None
 
     def death(self, otherwise: str) -> EngineDead:
-        """Return an error that says how the rank ended, or else what it failed to do."""
         how = otherwise
         if self.has_ended(_GRACE_S):
             code = self._process.returncode
@@ -68,7 +108,7 @@ class RankProcess:
         return EngineDead(f"tensor parallel rank {self.rank}", how, "start the engine again")
 
     def stop(self) -> None:
-        """End the process: ask, then insist. Safe to call twice."""
+        """Ask, then insist."""
         with contextlib.suppress(EOFError):
             self._link.send({"op": "close"}, _GRACE_S)
         self._link.close()

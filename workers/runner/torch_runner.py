@@ -1,5 +1,6 @@
 """Runs any architecture on torch, on a CPU or a CUDA device: the tier that needs no compiler."""
 
+import os
 from dataclasses import asdict
 
 import numpy as np
@@ -73,8 +74,8 @@ class TorchRunner(Runner):
             # Zeros: a masked row's share is 0, and 0 times what was never written must be 0.
             if self.config.share_kv_memory and self.device.type == "cpu":
                 size = num_blocks * self.kv_layout.block_bytes
-                # The first rank's process seals those of the others, when it has joined them.
-                sealed = self.tp.rank == 0
+                # The first rank of a node seals those of the others, when it has joined them.
+                sealed = self.tp.leads_node
                 self._shared = SharedMemory("kv", size, huge_pages=True, sealed=sealed)
                 self._pool = torch.from_numpy(self._shared.array).view(dtype).view(shape)
             else:
@@ -94,7 +95,7 @@ class TorchRunner(Runner):
         """Return by what another process of this engine finds the pool, which it then joins."""
         told: dict[str, object] = {"layout": asdict(self.kv_layout)}
         if self._shared is not None:
-            return told | {"fd": self._shared.fd}
+            return told | {"pid": os.getpid(), "fd": self._shared.fd}
         if self.device.type != "cuda":
             raise ConfigError("share_kv_memory", self.config.share_kv_memory, "must be set")
         pool = self.kv_pool()

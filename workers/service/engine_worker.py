@@ -28,6 +28,7 @@ from stafette.workers.handover.handover import Handover
 from stafette.workers.handover.imports import Imports
 from stafette.workers.handover.tensor_blocks import device_blocks
 from stafette.workers.request import OutputDelta
+from stafette.workers.runner.rank_process import RankSource
 from stafette.workers.service.frames import Order
 from stafette.workers.service.load import load_of
 from stafette.workers.service.measured import Measured
@@ -48,6 +49,7 @@ class WorkerConfig:
     worker_class: str = ""  # those of one class are equally fast
     loras: Mapping[str, str] = field(default_factory=dict)  # PEFT adapters: their folders by name
     tiers: TiersConfig | None = None  # below the pool: host memory, and disk
+    ranks: RankSource | None = None  # of tensor parallelism; None: on this host
 
     def __post_init__(self) -> None:
         if self.role not in ROLES:
@@ -78,7 +80,7 @@ class EngineWorker(Standing):
     async def start(cls, config: WorkerConfig) -> "EngineWorker":
         """Load the model; return when the first request would not be slower than the next."""
         flags = replace(config.engine, share_kv_memory=True)
-        core = await asyncio.to_thread(build_engine, flags, config.name)
+        core = await asyncio.to_thread(build_engine, flags, config.name, config.ranks)
         for name, path in config.loras.items():
             await asyncio.to_thread(core.adapters.load, name, path)
         engine = AsyncEngine(core, asyncio.get_running_loop())
