@@ -71,7 +71,7 @@ def _check_text(name: str, value: object, required: bool) -> None:
         raise RequestError(name, value, f"must be valid Unicode: {error.reason}") from None
 
 
-@dataclass(slots=True)  # nobody changes one, but a frozen one takes six times as long to make
+@dataclass(slots=True)  # changed only by whoever was given it; a frozen one takes six times as long
 class OutputDelta:
     """What one step added to one of a request's `n` answers."""
 

@@ -17,10 +17,12 @@ Send = Callable[[Message], Awaitable[None]]
 Headers = Sequence[tuple[bytes, bytes]]
 HangUp = Callable[[], object]
 
-# In the state that our own listener gives to each request: called with what is to be called when
-# the client hangs up, and with None when that is of no interest any more. Other servers tell it
-# only to whoever waits.
+# In the state that our own listener gives to each request; other servers do without.
+# Called with what is to be called when the client hangs up, and with None when that is of no
+# interest any more. Other servers tell it only to whoever waits.
 ON_HANG_UP = "stafette.on_hang_up"
+# Called with a part of a stream: whether it could be written at once, without a message for it.
+WRITE_NOW = "stafette.write_now"
 
 JSON: Headers = ((b"content-type", b"application/json"),)
 EVENTS: Headers = (
@@ -47,8 +49,9 @@ class Exchange:
         self._headers: Headers = scope["headers"]
         self._receive = receive
         self._send = send
-        self._on_hang_up: Callable[[HangUp | None], None] | None
-        self._on_hang_up = scope.get("state", {}).get(ON_HANG_UP)
+        state = scope.get("state", {})
+        self._on_hang_up: Callable[[HangUp | None], None] | None = state.get(ON_HANG_UP)
+        self._write_now: Callable[[bytes], bool] = state.get(WRITE_NOW, _cannot)
 
     @property
     def started(self) -> bool:
@@ -84,6 +87,10 @@ class Exchange:
     async def start_events(self) -> None:
         """Begin a stream of server-sent events."""
         await self._start(200, EVENTS)
+
+    def write_now(self, data: bytes) -> bool:
+        """Send a part of a stream if that needs no waiting; else use `write`."""
+        return self._write_now(data)
 
     async def write(self, data: bytes) -> None:
         """Send a part of a stream; waits while the client reads too slowly."""
@@ -140,6 +147,10 @@ class Exchange:
             parts.append(part)
             if not message.get("more_body", False):
                 return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _cannot(data: bytes) -> bool:
+    return False
 
 
 class _Watch:

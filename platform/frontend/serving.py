@@ -76,8 +76,8 @@ class Serving:
                 else:
                     text = writer.begin(self._placement(plan)) + writer.write(deltas)
                     await exchange.start_events()
-                if text:
-                    await exchange.write(text.encode())
+                if text and not exchange.write_now(data := text.encode()):
+                    await exchange.write(data)
 
     @asynccontextmanager
     async def _running(self, exchange: Exchange, plan: Plan) -> AsyncIterator[tuple[Deltas, Meter]]:

@@ -18,7 +18,7 @@ class AnswerText:
         self.token_ids: list[int] = list(request.output_token_ids)
 
     def read(self, delta: OutputDelta) -> OutputDelta:
-        """Return what the client sees of a worker's delta."""
+        """Return what the client sees of a worker's delta, which is ours from now on."""
         if self._may_stop and len(delta.token_ids) > 1:
             return joined(list(self._up_to_stop(delta)))
         return self._read(delta)
@@ -35,19 +35,13 @@ class AnswerText:
                 return
 
     def _read(self, delta: OutputDelta) -> OutputDelta:
+        """Turn a worker's delta into the client's. A new one would cost as much as all of this."""
+        reader = self._reader
         self.token_ids += delta.token_ids
-        text, stop_string = self._reader.read(delta.token_ids, delta.finish_reason is not None)
-        stopped = stop_string is not None
-        return OutputDelta(
-            request_id=self._reader.request.request_id,
-            index=self._reader.index,
-            token_ids=delta.token_ids,
-            text=text,
-            logprobs=delta.logprobs,
-            finish_reason="stop" if stopped else delta.finish_reason,
-            stop_reason=stop_string if stopped else delta.stop_reason,
-            prompt_logprobs=delta.prompt_logprobs if self._reader.index == 0 else None,
-            num_cached_tokens=delta.num_cached_tokens,
-            error=delta.error,
-            embedding=delta.embedding,
-        )
+        delta.text, stop_string = reader.read(delta.token_ids, delta.finish_reason is not None)
+        delta.request_id, delta.index = reader.request.request_id, reader.index
+        if stop_string is not None:
+            delta.finish_reason, delta.stop_reason = "stop", stop_string
+        if reader.index:
+            delta.prompt_logprobs = None  # the first answer tells them
+        return delta

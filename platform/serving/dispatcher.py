@@ -4,8 +4,8 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing, suppress
-from dataclasses import dataclass, replace
+from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Any
 
 from stafette.platform.frontend.errors import TooMany, Unavailable
@@ -15,13 +15,13 @@ from stafette.platform.serving.attempt import Attempt, HandoverFailed
 from stafette.platform.serving.config import DispatchConfig as DispatchConfig
 from stafette.platform.serving.course import Course, Leg
 from stafette.platform.serving.fleet import WorkerFleet
+from stafette.platform.serving.leg_books import LegBooks
 from stafette.platform.serving.merging import merge
 from stafette.platform.serving.mover import Mover
 from stafette.platform.serving.overview import overview
 from stafette.platform.serving.placer import Placer
 from stafette.platform.serving.totals import Totals
 from stafette.platform.serving.traffic import TrafficBook
-from stafette.router.errors import UnknownReservation
 from stafette.router.hashing import PromptHasher
 from stafette.router.router import KvRouter, Placement
 from stafette.router.service.explaining import explain
@@ -34,7 +34,6 @@ from stafette.workers.weights.tokenizer import Tokenizer
 
 _log = logging.getLogger(__name__)
 
-_TOLD_TOKENS = 8  # the router counts an answer in blocks: it need not hear of each token
 _REMEMBERED = 1_000  # requests whose placement can be asked for
 
 
@@ -65,20 +64,11 @@ class Dispatcher:
         self.traffic = TrafficBook()
         self._placed: OrderedDict[str, str] = OrderedDict()  # request -> its latest leg
 
-    async def stream(
-        self, request: Request, hints: Hints
-    ) -> AsyncGenerator[list[OutputDelta], None]:
-        """Yield what comes of all answers; each goes its own way, and may be moved on its own."""
+    def stream(self, request: Request, hints: Hints) -> AsyncGenerator[list[OutputDelta], None]:
+        """Return what comes of all answers; each goes its own way, and may be moved on its own."""
         self.counters.requests += 1
-        if request.params.n == 1:
-            async with aclosing(self._answer(request, 0, hints)) as deltas:
-                async for delta in deltas:
-                    yield [delta]
-            return
         answers = [self._answer(request, index, hints) for index in range(request.params.n)]
-        async with aclosing(merge(answers)) as batches:
-            async for batch in batches:
-                yield batch
+        return answers[0] if len(answers) == 1 else merge(answers)
 
     def placement(self, request_id: str) -> Mapping[str, Any] | None:
         return self.placer.decision(self._placed.get(request_id, ""))
@@ -116,8 +106,11 @@ class Dispatcher:
 
     async def _answer(
         self, request: Request, index: int, hints: Hints
-    ) -> AsyncGenerator[OutputDelta, None]:
-        """Yield one of a request's answers, from as many workers as it takes."""
+    ) -> AsyncGenerator[list[OutputDelta], None]:
+        """Yield one of a request's answers, from as many workers as it takes.
+
+        Every token passes through here: no generator more than needed stands in its way.
+        """
         REQUEST.set(request.request_id)
         text = AnswerText(self._tokenizer, request, index)
         course = Course(request, index, hints, text)
@@ -129,10 +122,14 @@ class Dispatcher:
             notes.placed()
             before = None
             try:
-                async with aclosing(self._follow(leg)) as deltas:
+                books = LegBooks(leg, self._router)
+                async with aclosing(leg.attempt.run()) as deltas:
                     async for delta in deltas:
-                        notes.see(delta)
-                        yield delta
+                        shown = books.read(delta)
+                        notes.see(shown)
+                        yield [shown]
+                        if shown.finish_reason is not None:
+                            break  # by a stop string, of which the worker knows nothing
                 return
             except Cut:
                 self.counters.drained += 1
@@ -160,6 +157,8 @@ class Dispatcher:
         attempt = Attempt(wanted, placement, self._fleet, self.config.prefill_timeout_s)
         leg = Leg(course, attempt, before)
         self.mover.enter(leg)
+        self.counters.attempts += 1
+        self.counters.handed_over += placement.prefill is not None
         return leg
 
     def _end(self, leg: Leg, goes_on: bool) -> None:
@@ -169,32 +168,6 @@ class Dispatcher:
         if leg.onward is not None and not goes_on:  # it ended by itself while it was being moved
             self.placer.free(leg.onward.request_id)
             leg.onward_began.set()
-
-    async def _follow(self, leg: Leg) -> AsyncGenerator[OutputDelta, None]:
-        """Yield what one leg brings, as text, and keep the router's books."""
-        text, began, first, told = leg.course.text, time.monotonic(), True, 0
-        resumed = leg.course.begun  # what is cached by now is the client's own doing
-        self.counters.attempts += 1
-        self.counters.handed_over += leg.attempt.placement.prefill is not None
-        async with aclosing(leg.attempt.run()) as deltas:
-            async for delta in deltas:
-                shown = text.read(replace(delta, num_cached_tokens=0) if resumed else delta)
-                count = len(text.token_ids)
-                if first and delta.token_ids:
-                    first = False
-                    self._note_first(leg, delta, (time.monotonic() - began) * 1e3)
-                    leg.arrived()
-                if count - told >= _TOLD_TOKENS:
-                    told = count
-                    with suppress(UnknownReservation):  # its worker is gone: we learn it soon
-                        self._router.progress(leg.name, count)
-                yield shown
-                if shown.finish_reason is not None:
-                    return  # by a stop string, of which the worker knows nothing
-
-    def _note_first(self, leg: Leg, delta: OutputDelta, ttft_ms: float) -> None:
-        with suppress(UnknownReservation):
-            self._router.first_token(leg.name, delta.num_cached_tokens, ttft_ms)
 
     def _note(self, error: Exception, leg: Leg) -> None:
         """A leg came to nothing, or to a part: the next one goes on from there."""

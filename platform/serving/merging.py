@@ -9,17 +9,17 @@ Item = TypeVar("Item")
 
 
 async def merge(
-    streams: Sequence[AsyncGenerator[Item, None]],
+    streams: Sequence[AsyncGenerator[list[Item], None]],
 ) -> AsyncGenerator[list[Item], None]:
     """Yield what has come since the last look; the first error ends all of them."""
     waiting: list[Item] = []
     news = asyncio.Event()
 
-    async def pump(stream: AsyncGenerator[Item, None]) -> None:
+    async def pump(stream: AsyncGenerator[list[Item], None]) -> None:
         try:
             async with aclosing(stream):
-                async for item in stream:
-                    waiting.append(item)
+                async for items in stream:
+                    waiting.extend(items)
                     news.set()
         finally:
             news.set()

@@ -19,6 +19,7 @@ class Deliveries:
         self._loop = asyncio.get_running_loop()  # which asks the system for our process each time
         self._held: list[asyncio.Future[None]] = []  # readers for whom there is something
         self._is_on = False  # a round, or the pause behind it
+        self._is_open = False  # the round's first turn: what comes together is read together
         self._began = 0.0
 
     def reader(self) -> asyncio.Future[None]:
@@ -27,18 +28,20 @@ class Deliveries:
 
     def wake(self, reader: asyncio.Future[None]) -> None:
         """Let a reader know that there is something to read, at the latest after a pause."""
-        if self._is_on:
+        if self._is_on and not self._is_open:
             self._held.append(reader)
             return
-        self._begin()
+        if not self._is_on:
+            self._begin()
         _wake(reader)
 
     def _begin(self) -> None:
-        self._is_on, self._began = True, time.monotonic()
+        self._is_on, self._is_open, self._began = True, True, time.monotonic()
         self._loop.call_soon(self._wait, _TURNS)
 
     def _wait(self, turns: int) -> None:
         """Stand behind those who were woken, until they have had their turns."""
+        self._is_open = False
         if turns:
             self._loop.call_soon(self._wait, turns - 1)
             return

@@ -57,6 +57,20 @@ async def test_a_reader_that_is_quick_gets_each_token_when_it_comes():
     assert await reading == [[0], [1], [2], [3], [4]]
 
 
+async def test_what_comes_together_is_read_in_one_turn_by_all():
+    deliveries = Deliveries()
+    inboxes = [Inbox(deliveries) for _ in range(4)]
+    readers = [asyncio.create_task(inbox.next()) for inbox in inboxes]
+    await asyncio.sleep(0)  # they wait
+
+    for inbox in inboxes:
+        inbox.put(token(0))
+    await asyncio.sleep(0)  # the readers' futures
+    await asyncio.sleep(0)
+
+    assert all(reader.done() for reader in readers)
+
+
 async def test_readers_that_are_slow_get_more_at_once():
     deliveries = Deliveries()
     inboxes = [Inbox(deliveries) for _ in range(4)]
