@@ -80,6 +80,10 @@ class Scheduler:
     def has_work(self) -> bool:
         return bool(self._seqs)
 
+    @property
+    def num_waiting(self) -> int:
+        return len(self._waiting)
+
     def stats(self) -> SchedulerStats:
         return SchedulerStats(
             num_running=len(self._running),

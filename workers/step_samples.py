@@ -31,6 +31,11 @@ class StepWork(NamedTuple):
                 pairs += count * (seq.start + count / 2)
         return cls(tokens, pairs, decoding, kv_tokens)
 
+    @property
+    def of_prompts(self) -> float:
+        """Return the share of the step's tokens that are prompts'."""
+        return self.tokens / max(1, self.tokens + self.decoding)
+
 
 class StepSamples:
     """The last steps, numbered, so that each of several readers finds what is new to it."""
@@ -45,6 +50,14 @@ class StepSamples:
     def add_work(self, work: StepWork, seconds: float) -> None:
         self._rows.append([seconds * 1e3, *work])
         self._count += 1
+
+    def newest(self, count: int) -> tuple[int, tuple[StepWork, float] | None]:
+        """Return how many steps there were, and the last with its seconds if they were fewer."""
+        if self._count == count:
+            return count, None
+        ms, tokens, pairs, decoding, kv_tokens = self._rows[-1]
+        work = StepWork(int(tokens), pairs, int(decoding), int(kv_tokens))
+        return self._count, (work, ms / 1e3)
 
     def latest(self) -> list[object]:
         """Return [number of the first row, rows]: [milliseconds, *StepWork], plain values."""

@@ -144,6 +144,11 @@ class KvConnector(ABC):
         """
         return False
 
+    def note_step(  # noqa: B027  may not care what computing takes
+        self, prompt_tokens: int, seconds: float, waiting: int
+    ) -> None:
+        """A step computed so many tokens of prompts, while so many requests waited."""
+
     def reset_cache(self) -> None:  # noqa: B027  may keep nothing
         """Forget every block that is kept: the model's weights are others now."""
 

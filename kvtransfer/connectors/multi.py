@@ -143,6 +143,10 @@ class MultiConnector(KvConnector):
     def relieve(self) -> bool:
         return any([self._ask(member, False, member.relieve) for member in self.members])
 
+    def note_step(self, prompt_tokens: int, seconds: float, waiting: int) -> None:
+        for member in self.members:
+            self._ask(member, None, member.note_step, prompt_tokens, seconds, waiting)
+
     def reset_cache(self) -> None:
         for member in self.members:
             self._ask(member, None, member.reset_cache)

@@ -1,10 +1,12 @@
 """The connector to the tiers below the pool: this worker's host memory, disk, and peers' hosts.
 
 Blocks are copied to the host as soon as they are computed, so that nothing has to be saved when the
-pool needs their place; they come back when a prompt begins with them.
+pool needs their place; they come back when a prompt begins with them, as far as that is sooner than
+computing them.
 """
 
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -21,8 +23,9 @@ from stafette.kvtransfer.connectors.connector import (
     Save,
 )
 from stafette.kvtransfer.connectors.loading import Load
+from stafette.kvtransfer.connectors.paying import Paying
 from stafette.kvtransfer.errors import InvalidValue, TransferError
-from stafette.kvtransfer.events import KvEvent
+from stafette.kvtransfer.events import KvEvent, Tier
 from stafette.kvtransfer.tiers.agent_source import AgentSource
 from stafette.kvtransfer.tiers.config import TiersConfig
 from stafette.kvtransfer.tiers.device import ArrayBlocks, DeviceBlocks
@@ -60,12 +63,15 @@ class TieredConnector(KvConnector):
         config: TieredConfig,
         agent: Agent | None = None,
         make_device: MakeDevice = host_blocks,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         if config.peers and agent is None:
             raise InvalidValue("agent", None, "tiered.peers needs a transfer agent: make one")
         self.config = config
         self.store: TieredStore | None = None
         self.source: AgentSource | None = None  # `hint` tells it what peers have
+        self.paying = Paying(clock)
+        self._clock = clock
         self._agent = agent
         self._make_device = make_device
         self._host_share: HostShare | None = None
@@ -88,7 +94,8 @@ class TieredConnector(KvConnector):
         if self.store is None:
             return 0
         missing = request.hashes[num_held // request.block_size :]
-        return len(self.store.lookup(missing)) * request.block_size
+        found = self.store.lookup(missing)
+        return self.paying.choose(found.tiers, request.block_size) * request.block_size
 
     def begin(self, request: KvRequest, first: int, blocks: Sequence[int]) -> LoadOrder:
         if self.store is not None:
@@ -98,6 +105,9 @@ class TieredConnector(KvConnector):
     def finish(self, request: KvRequest, reason: str = "") -> Finish:
         with self._lock:
             return Finish(keep=self._saving[request.request_id] > 0)
+
+    def note_step(self, prompt_tokens: int, seconds: float, waiting: int) -> None:
+        self.paying.note_step(prompt_tokens, seconds, waiting)
 
     def reset_cache(self) -> None:
         if self.store is not None:
@@ -124,8 +134,10 @@ class TieredConnector(KvConnector):
         if self.store is None or not load.begin_write():
             return load
         parent: bytes = order.source  # type: ignore[assignment]
+        tiers, began = self.store.lookup(order.hashes).tiers, self._clock()
         job = self.store.onboard(order.hashes, order.blocks, parent)
         load.on_ended(lambda _: job.cancel())
+        job.on_done(lambda job: self._note_load(job, tiers, began))
         job.on_done(lambda job: _book(load, job))
         return load
 
@@ -150,6 +162,10 @@ class TieredConnector(KvConnector):
             self.store.close()
         if self.source is not None:
             self.source.close()
+
+    def _note_load(self, job: BlockJob, tiers: Sequence[Tier], began: float) -> None:
+        if job.num_ready == len(tiers):
+            self.paying.note_load(tiers, self._clock() - began)
 
     def _saved(self, save: Save) -> None:
         with self._lock:

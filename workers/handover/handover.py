@@ -35,6 +35,7 @@ class Handover:
         self.connector = connector
         self.imports = Imports(engine.engine, connector, engine.post)
         self.exports = Exports(engine.engine, connector, engine.post)
+        self._steps_told = 0
 
     @classmethod
     async def start(cls, engine: AsyncEngine, connector: KvConnector) -> "Handover":
@@ -142,8 +143,17 @@ class Handover:
         self.exports.close()
 
     def _after_step(self) -> None:
+        self._tell_of_step(self.engine.engine)
         self.exports.after_step()
         self.imports.after_step()
+
+    def _tell_of_step(self, engine: Engine) -> None:
+        """Connectors may compare what computing takes with what loading does."""
+        self._steps_told, newest = engine.samples.newest(self._steps_told)
+        if newest is not None and newest[0].tokens:
+            work, seconds = newest
+            waiting = engine.scheduler.num_waiting
+            self.connector.note_step(work.tokens, seconds * work.of_prompts, waiting)
 
     def _on_cache_change(self, batch: EventBatch) -> None:
         if any(isinstance(event, AllCleared) for event in batch.events):

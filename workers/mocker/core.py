@@ -363,6 +363,8 @@ class Mocker:
         """End the oldest batch."""
         flight = self._in_flight.popleft()
         self.steps.record(flight.batch.num_tokens, flight.output.seconds)
+        if self.tiers is not None:
+            self._tell_of_step(StepWork.of(flight.batch.seqs), flight.output.seconds)
         deltas, ended = [], []
         for progress in self.scheduler.settle(flight.batch, flight.output):
             each = self._by_seq[progress.seq_id]
@@ -452,6 +454,12 @@ class Mocker:
         now, self._now = self._now, at
         self.tell_kv_events()
         self._now = now
+
+    def _tell_of_step(self, work: StepWork, seconds: float) -> None:
+        """As a hand-over does: tiers compare what computing takes with what loading does."""
+        if work.tokens:
+            waiting = self.scheduler.num_waiting
+            self._ways.note_step(work.tokens, seconds * work.of_prompts, waiting)
 
     def _after_step(self) -> None:
         self.exports.after_step()

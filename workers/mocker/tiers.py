@@ -212,7 +212,7 @@ def tiers_of(config: MockerConfig, timing: Timing, emit: Emit) -> TieredConnecto
         return None
     counted = _counted(config.tiers, config.block_bytes)
     machinery = ModelledMachinery(timing, config)
-    connector = TieredConnector(TieredConfig(tiers=counted))
+    connector = TieredConnector(TieredConfig(tiers=counted), clock=timing[1])
     connector.store = TieredStore(counted, _NoBlocks(config.num_blocks), emit, machinery=machinery)
     return connector
 

@@ -12,6 +12,8 @@ from stafette.platform.twin.html_report import html_of
 from stafette.platform.twin.prompts import Piece
 from stafette.platform.twin.summary import summary_of
 from stafette.workers.config import EngineConfig
+from stafette.workers.mocker.speed_profile import Profile
+from stafette.workers.mocker.tier_speed import TierSpeed
 
 FLAGS = {"num_kv_blocks": 16, "max_model_len": 256, "async_scheduling": False}
 ENGINE = Part(EngineConfig, frozenset(), FLAGS)
@@ -95,6 +97,24 @@ def test_what_a_killed_worker_had_found_still_counts_and_its_blocks_are_gone(sta
     assert results.counters["lost"] == 0
     assert results.tiers["host"].found_tokens == 144  # before; after it nobody has any
     assert results.tiers["host"].usage == pytest.approx(10 / 128)
+
+
+def test_what_a_slow_disk_has_is_computed_once_that_is_known(stage):
+    """A block is computed in 1.6 ms: the disk takes 80 for it, and 0.02 when it is quick."""
+    options = {"engine": ENGINE, "tiers": tiers(host=16, disk=256)}
+    some = [(float(number), 160, 4) for number in range(24)]
+    turns = {number: [Piece(number % 8, 160)] for number in range(24)}
+    workload = stage.given(*some, prompts=turns)
+    block_bytes = 16 * Profile().kv_bytes_per_token
+    slow = TierSpeed(disk_read_gb_s=block_bytes / 0.08 / 1e9)
+
+    found = {
+        name: stage.run(workload, tier_speed=speed, **options).tiers["disk"].found_tokens
+        for name, speed in (("slow", slow), ("quick", TierSpeed()))
+    }
+
+    assert 0 < found["slow"] <= 144  # the first load told
+    assert found["quick"] > 8 * 128
 
 
 def test_a_run_is_the_same_again(stage):

@@ -36,6 +36,16 @@ async def test_what_the_pool_has_evicted_comes_back_from_the_host(handover, rig)
     assert handover.imports.counters.pulled_tokens > 0
 
 
+async def test_tiers_are_told_what_the_engine_s_steps_take_for_prompts(handover, rig):
+    told = []
+    handover.connector.paying.note_step = lambda *step: told.append(step)
+
+    await rig.answer(handover, rig.request("first", 200, max_tokens=20))
+
+    assert sum(tokens for tokens, _, _ in told) == 200  # and nothing of the steps that decode
+    assert all(seconds > 0 and waiting == 0 for _, seconds, waiting in told)
+
+
 async def test_answers_are_kept_too_so_that_a_conversation_goes_on_from_them(handover, rig):
     first = rig.request("first", 100, max_tokens=60)
     tokens, _ = await rig.answer(handover, first)
