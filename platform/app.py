@@ -12,11 +12,12 @@ from ray import serve
 from ray.serve import Application, Deployment
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
-from stafette.platform.config import Config, FrontendPool, PoolConfig, load, load_mapping
+from stafette.platform.config import Config, FrontendPool, load, load_mapping
 from stafette.platform.frontend.routes.about import own_version
 from stafette.platform.planner.running.plan_policy import PlanPolicy
 from stafette.platform.planner.running.planner_replica import PlannerReplica
 from stafette.platform.planner.running.specs import pool_specs
+from stafette.platform.pool_config import PoolConfig
 from stafette.platform.serving.frontend_replica import FrontendReplica
 from stafette.platform.serving.worker_replica import WorkerReplica
 
@@ -56,11 +57,16 @@ def deployment_name(pool: str) -> str:
 
 def _worker(config: Config, pool: str) -> Application:
     own = config.pools[pool]
-    actor = _actor(own)
+    actor = _actor(own.on_each_node)
     if own.env:
         actor["runtime_env"] = {"env_vars": dict(own.env)}
     told = config.for_workers(pool)
     deployment = _deployment(WorkerReplica, deployment_name(pool), own, actor)
+    if own.nodes > 1:
+        deployment = deployment.options(
+            placement_group_bundles=[own.on_each_node.bundle] * own.nodes,
+            placement_group_strategy="STRICT_SPREAD",
+        )
     if config.follows_policy(pool):
         deployment = deployment.options(num_replicas=None, autoscaling_config=_policy(own.replicas))
     return _versioned(deployment, told).bind(told, pool)

@@ -17,7 +17,7 @@ from stafette.kvtransfer.connectors.p2p.config import P2pConfig
 from stafette.kvtransfer.directory.config import DirectoryConfig
 from stafette.kvtransfer.directory.etcd.config import EtcdConfig
 from stafette.kvtransfer.tiers.config import TiersConfig
-from stafette.platform.config_checks import check_mocks, check_planner
+from stafette.platform.config_checks import check_mocks, check_planner, check_ranks
 from stafette.platform.config_reading import Part, PartOf, Reader, Wrong
 from stafette.platform.config_sources import (
     Settings,
@@ -31,11 +31,11 @@ from stafette.platform.frontend.errors import InvalidSetting
 from stafette.platform.frontend.keys import ApiKey, read_key_file, read_keys
 from stafette.platform.observability.config import MetricsConfig, TracingConfig
 from stafette.platform.planner.config import PlannerConfig
+from stafette.platform.pool_config import ENGINE, PoolConfig
 from stafette.platform.serving.config import DispatchConfig
 from stafette.router.router import RouterConfig
 from stafette.workers.config import EMBEDDED_MODEL, EngineConfig
 from stafette.workers.errors import ConfigError
-from stafette.workers.mocker.speed_profile import Profile
 from stafette.workers.service.config import MIN_TOKEN_BYTES, ServiceConfig
 from stafette.workers.service.standing import Role
 
@@ -74,7 +74,6 @@ _OF_FRONTENDS = (
     "service",
     "discovery",
 )
-_ENGINE = PartOf(EngineConfig, "model", "prefix_cache_key", "share_kv_memory")
 _OF_PLANNER = (
     "name",
     "model",
@@ -118,30 +117,6 @@ class ClusterConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PoolConfig:
-    """Workers of one kind, each a replica of one Serve deployment."""
-
-    role: Role | None = None  # None: by the pool's name
-    replicas: int = 1
-    num_cpus: float = 1.0  # of each replica, for Ray; a CPU engine runs as many threads
-    num_gpus: float = 0.0
-    resources: Mapping[str, float] = field(default_factory=dict)  # Ray's own, by name
-    env: Mapping[str, str] = field(default_factory=dict)  # of the process
-    worker_class: str = ""  # those of one class are equally fast; "": the pool's name
-    drain_timeout_s: float = 60.0  # for what is under way when a replica is stopped
-    profile: str | None = None  # a JSON file of the workers' speed, for the planner
-    mock: Profile | None = None  # workers without a model, and how fast they pretend to be
-    engine: Annotated[Part[EngineConfig], _ENGINE] = _ENGINE.empty()  # over the common ones
-
-    def __post_init__(self) -> None:
-        for name in ("replicas", "num_cpus", "num_gpus"):
-            if not getattr(self, name) >= 0:
-                raise InvalidSetting(name, getattr(self, name), "must be at least 0")
-        if not self.drain_timeout_s > 0:
-            raise InvalidSetting("drain_timeout_s", self.drain_timeout_s, "must be above 0")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class FrontendPool(FrontendConfig):
     """The API's settings, and how many processes serve it; those of a host share its port."""
 
@@ -181,7 +156,7 @@ class Config:
     # PEFT adapters by the name that requests give, each a directory on every node.
     lora_modules: Mapping[str, str] = field(default_factory=dict)
     cluster: ClusterConfig = ClusterConfig()
-    engine: Annotated[Part[EngineConfig], _ENGINE] = _ENGINE.empty()  # of every pool
+    engine: Annotated[Part[EngineConfig], ENGINE] = ENGINE.empty()  # of every pool
     pools: Mapping[str, PoolConfig] = field(default_factory=_default_pools)
     frontend: FrontendPool = FrontendPool()
     router: RouterConfig = RouterConfig()
@@ -281,16 +256,11 @@ class Config:
             remedy = f"must be given: prefill, decode or both (only {known} tell it by their name)"
             raise InvalidSetting(f"pools.{name}.role", None, remedy)
         try:
-            ranks = self.engine_flags(name).tensor_parallel_size
+            flags = self.engine_flags(name)
         except ConfigError as error:
             where = f"pools.{name}.engine.{error.field}"
             raise InvalidSetting(where, error.value, error.remedy) from None
-        if self.tiers is not None and ranks > 1:
-            remedy = "must be 1 where there are tiers: they hold the blocks of one rank"
-            raise InvalidSetting(f"pools.{name}.engine.tensor_parallel_size", ranks, remedy)
-        if pool.num_gpus and ranks > 1 and pool.num_gpus != ranks:
-            remedy = f"must be {ranks}: each rank of tensor_parallel_size has a GPU of its own"
-            raise InvalidSetting(f"pools.{name}.num_gpus", pool.num_gpus, remedy)
+        check_ranks(self, name, flags.tensor_parallel_size)
 
     def _check_parts(self) -> None:
         """Make once what is made where it is used: a wrong value is known before any start."""

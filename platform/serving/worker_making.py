@@ -18,14 +18,19 @@ from stafette.workers.mocker.worker import MockWorker
 from stafette.workers.service.standing import Standing
 
 if TYPE_CHECKING:
+    from stafette.workers.runner.rank_process import RankSource
     from stafette.workers.service.engine_worker import WorkerConfig
 
 
 class WorkerMaker:
     """Makes one worker of a pool, which listens on `host`."""
 
-    def __init__(self, config: Config, pool: str, name: str, host: str) -> None:
+    def __init__(
+        self, config: Config, pool: str, name: str, host: str, ranks: "RankSource | None" = None
+    ) -> None:
+        """`ranks` starts those of tensor parallelism; None: on this host."""
         self._config = config
+        self._ranks = ranks
         self._pool = pool
         self._name = name
         self._host = host
@@ -55,6 +60,7 @@ class WorkerMaker:
             worker_class=self._worker_class,
             loras=config.lora_modules,
             tiers=tiers,
+            ranks=self._ranks,
         )
 
     def _mock(self, speed: Profile) -> Standing:

@@ -19,6 +19,7 @@ from stafette.platform.serving.assembly import node_page, service_config
 from stafette.platform.serving.directory_discovery import open_workers_directory, publish_worker
 from stafette.platform.serving.loop_thread import LoopThread
 from stafette.platform.serving.node import node_host
+from stafette.platform.serving.spread_worker import spread_ranks
 from stafette.platform.serving.tier_folder import TierFolder
 from stafette.platform.serving.worker_making import WorkerMaker
 from stafette.workers.errors import EngineDead
@@ -59,7 +60,8 @@ class WorkerReplica:
         self._loop.stop()
 
     async def _start(self) -> None:
-        maker = WorkerMaker(self._config, self._pool, self._name, self._host)
+        ranks = spread_ranks(self._config, self._pool, self._host)
+        maker = WorkerMaker(self._config, self._pool, self._name, self._host, ranks)
         self._worker = await maker.make(self._tiers())
         self._tracing = open_tracing(self._config.tracing, self._name, self._pool)
         if self._tracing is not None:

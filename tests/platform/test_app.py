@@ -45,6 +45,26 @@ def test_a_file_and_what_is_set_over_it_give_the_deployments(fleet):
     assert (options["num_gpus"], options["resources"]) == (1, {"h100": 1})
 
 
+def test_a_worker_of_several_nodes_has_a_bundle_on_each(fleet):
+    spread = "{num_cpus: 4, num_gpus: 8, nodes: 2, resources: {h100: 8}, "
+    spread += "engine: {tensor_parallel_size: 8}}"
+
+    (worker,) = (
+        each
+        for name, each in deployments(
+            {"config": str(fleet), "pools": f"{{aggregated: {spread}}}"}
+        ).items()
+        if name == "Worker"
+    )
+
+    config = worker._replica_config
+    bundle = {"CPU": 2, "GPU": 4, "h100": 4}
+    assert config.placement_group_bundles == [bundle, bundle]
+    assert config.placement_group_strategy == "STRICT_SPREAD"
+    options = worker.ray_actor_options
+    assert (options["num_cpus"], options["num_gpus"]) == (2, 4)
+
+
 def test_the_tree_itself_can_be_the_arguments_of_a_serve_config(monkeypatch):
     monkeypatch.setenv("STAFETTE_TOKEN", SECRET)
 

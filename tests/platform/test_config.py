@@ -89,6 +89,19 @@ def test_the_command_line_wins_over_the_environment_and_that_over_the_file(fleet
             "pools.decode={num_gpus: 1, engine: {tensor_parallel_size: 2}}",
             "num_gpus = 1.0: must be 2",
         ),
+        ("pools.decode.nodes=0", "pools.decode.nodes = 0: must be at least 1"),
+        (
+            "pools={aggregated: {nodes: 2, engine: {tensor_parallel_size: 3}}}",
+            "tensor_parallel_size = 3: must be a multiple of pools.aggregated.nodes, 2",
+        ),
+        (
+            "pools.decode={nodes: 2, engine: {tensor_parallel_size: 2}}",
+            "pools.decode.role = 'decode': must be both where nodes is above 1",
+        ),
+        (
+            "pools={aggregated: {nodes: 2, num_cpus: 0, engine: {tensor_parallel_size: 2}}}",
+            "pools.aggregated.nodes = 2: is above 1: give num_cpus or num_gpus",
+        ),
         ("tiers={host: {num_blocks: 9, policy: best}}", "tiers.host.policy = 'best': must be"),
         ("tiers={}", "tiers.host = None: must be given"),
         ("tiers={host: {}}", "exactly one of the two must be above 0"),

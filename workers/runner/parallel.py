@@ -68,9 +68,11 @@ class ParallelRunner(Runner):
         return self._local.kv_pool()
 
     def kv_memories(self) -> list[KvMemory]:
-        """Map the pools of this node's other ranks, after which nobody else can write there."""
+        """Map the other ranks' pools, after which nobody else can write there."""
+        if self._per_node <= len(self._ranks):
+            return []  # some are on other hosts, and a share of the blocks is of no use
         told = self._everywhere("shared_kv", self._local.shared_kv)
-        self._joined = [join_kv(each) for each in told[1 : self._per_node]]
+        self._joined = [join_kv(each) for each in told[1:]]
         return [*self._local.kv_memories(), *self._joined]
 
     def forward(self, inputs: StepInputs) -> StepTensors:

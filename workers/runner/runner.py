@@ -107,7 +107,7 @@ class Runner(ABC):
         return self.kv_pool()
 
     def kv_memories(self) -> list[KvMemory]:
-        """Return the pools of all ranks, to each of which this process can write."""
+        """Return the pools of all ranks; none, when this process cannot write to each of them."""
         return [KvMemory(self.kv_memory(), self.kv_layout)]
 
     def wait_for_kv(self) -> None:

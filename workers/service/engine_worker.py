@@ -127,6 +127,7 @@ class EngineWorker(Standing):
     def describe(self) -> Mapping[str, object]:
         config, core = self.config.engine, self._engine.engine
         hasher = BlockHasher(config.prefix_cache_key, config.block_size, config.model)
+        layout = core.executor.runner.kv_layout
         return {
             "role": self.role,
             "class": self.config.worker_class,
@@ -135,7 +136,8 @@ class EngineWorker(Standing):
             "block_size": config.block_size,
             "fingerprint": hasher.fingerprint,
             "num_blocks": core.pool.num_blocks,
-            "block_bytes": sum(s.layout.block_bytes for s in self._handover.connector.shares),
+            "block_bytes": layout.block_bytes * config.tensor_parallel_size,
+            "hands_over": bool(self._handover.connector.shares),
             "max_num_seqs": config.max_num_seqs,
             "loras": list(core.adapters.names),
             "host": host_id(),

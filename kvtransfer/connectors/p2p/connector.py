@@ -25,10 +25,14 @@ from stafette.kvtransfer.connectors.p2p.sending import Sender
 from stafette.kvtransfer.errors import InvalidValue, KvTransferError
 
 _log = logging.getLogger(__name__)
+_NO_SHARES = "its blocks cannot be read from outside"
 
 
 class P2pConnector(KvConnector):
-    """A request's parameters say where its blocks come from (`Take`), or go to (`Give`)."""
+    """A request's parameters say where its blocks come from (`Take`), or go to (`Give`).
+
+    Without shares to read or to write, it takes nothing and tells readers so at once.
+    """
 
     name = "p2p"
 
@@ -53,7 +57,7 @@ class P2pConnector(KvConnector):
 
     def matched_tokens(self, request: KvRequest, num_held: int) -> int:
         take = Take.find(request.params)
-        if take is None:
+        if take is None or not self._regions:
             return 0
         return take.tokens_beyond(len(request.hashes), request.block_size, num_held)
 
@@ -64,7 +68,9 @@ class P2pConnector(KvConnector):
         take, give = Take.find(request.params), Give.find(request.params)
         if take is not None:
             self._receiver.forget(take.id)
-        return Finish() if give is None else self._sender.finish(give, reason)
+        if give is None:
+            return Finish()
+        return self._sender.finish(give, reason if self._regions else _NO_SHARES)
 
     def give_up(self, hand_off: str) -> None:
         """Nothing more will come of a hand-off; what has come stays usable. May come early."""
@@ -97,7 +103,7 @@ class P2pConnector(KvConnector):
         if not self.completes(layer):
             return
         give = Give.find(save.params)
-        if give is None:
+        if give is None or not self._regions:
             save.release()
         else:
             self._sender.save(give, save)

@@ -185,6 +185,11 @@ def running(settings: Path, port: int):
 
 
 @pytest.fixture(scope="module")
+def start_fleet():
+    return running
+
+
+@pytest.fixture(scope="module")
 def fleet(tmp_path_factory, free_port):
     settings = tmp_path_factory.mktemp("fleet") / "fleet.yaml"
     settings.write_text(FLEET)

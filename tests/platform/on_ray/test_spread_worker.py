@@ -1,0 +1,89 @@
+"""A worker whose tensor-parallel ranks are on two nodes: answers, deaths, a new start."""
+
+import psutil
+import pytest
+from transformers import LlamaConfig, LlamaForCausalLM
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+
+PROMPTS = [f"Chapter {i}. The runner who carried the baton number {i} was" for i in range(4)]
+FLEET = """\
+model: {model}
+cluster: {{token: the token of a tested cluster}}
+engine:
+  tokenizer: smollm2
+  dtype: float32
+  device: cpu
+  runner: torch
+  max_model_len: 256
+  num_kv_blocks: 64
+  num_threads: 1
+pools:
+  aggregated: {{num_cpus: 0.5}}
+frontend: {{served_model_name: [toy]}}
+service: {{beat_s: 0.2, silence_s: 5}}
+dispatch: {{wait_s: 120}}
+"""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    import torch
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    folder = tmp_path_factory.mktemp("toy")
+    LlamaForCausalLM(LlamaConfig(vocab_size=49_152, **sizes, **heads)).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def fleet(model, tmp_path_factory, free_port, start_fleet):
+    settings = tmp_path_factory.mktemp("fleet") / "fleet.yaml"
+    settings.write_text(FLEET.format(model=model))
+    with start_fleet(settings, free_port()) as fleet:
+        yield fleet
+
+
+async def answers(fleet) -> list[str]:
+    texts = []
+    async with fleet.client() as client:
+        for prompt in PROMPTS:
+            answer = await client.completions.create(
+                model="toy", prompt=prompt, max_tokens=8, temperature=0
+            )
+            texts.append(answer.choices[0].text)
+    return texts
+
+
+def far_ranks() -> list[psutil.Process]:
+    """Return the processes that were started on another node than the first rank's."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        words = process.info["cmdline"] or []
+        if "stafette.workers.runner.rank" in words and len(words) == 6:
+            found.append(process)
+    return found
+
+
+async def test_ranks_of_two_nodes_are_one_worker_that_is_replaced_when_one_dies(fleet, await_that):
+    alone = await answers(fleet)
+    (before,) = fleet.names("both")
+    with fleet.second_node("second"):
+        spread = "pools.aggregated={num_cpus: 0.5, nodes: 2, engine: {tensor_parallel_size: 2}}"
+        fleet.update(spread)
+        await_that(lambda: fleet.names("both") and before not in fleet.names("both"))
+        (together,) = fleet.names("both")
+        (rank,) = far_ranks()
+
+        assert await answers(fleet) == alone
+
+        rank.kill()
+        assert await answers(fleet) == alone  # by its successor, which is waited for
+        assert together not in fleet.names("both")
+        (successor,) = far_ranks()
+        assert successor != rank
+        fleet.update()  # back on one node
+        await_that(lambda: not far_ranks())
+        assert await answers(fleet) == alone
