@@ -51,7 +51,8 @@ class RayChoice:
 @contextmanager
 def on_ray(config: Config, choice: RayChoice, tell: Tell) -> Iterator[None]:
     """Be connected to a cluster. One of our own ends with us."""
-    address = choice.address or os.environ.get("RAY_ADDRESS") or _running_cluster()
+    named = choice.address or os.environ.get("RAY_ADDRESS")
+    address = named or _running_cluster()
     if address in (None, LOCAL):
         address = LOCAL
         if choice.stays:
@@ -63,14 +64,28 @@ def on_ray(config: Config, choice: RayChoice, tell: Tell) -> Iterator[None]:
         listen(config.frontend).close()  # a port in use is known before anything is started
         tell("starting Ray on this machine")
     else:
-        tell(f"connecting to Ray at {address}")
+        found = "" if named else ", which runs on this machine (--address local: a new one)"
+        tell(f"connecting to Ray at {address}{found}")
     _connect(address, choice)
     if address == LOCAL:
         tell(f"Ray is at {ray.get_runtime_context().gcs_address}")
     try:
+        if address != LOCAL and not named:
+            _refuse_to_replace(config, address)
         yield
     finally:
         ray.shutdown()
+
+
+def _refuse_to_replace(config: Config, address: str) -> None:
+    """Whoever named no cluster may not know what serves there, and would end it with Ctrl-C."""
+    if config.name in serve.status().applications:
+        remedy = (
+            f"serves at {address} already, and would be replaced: --address {address} says that it"
+            " shall; --set name=OTHER with another --port starts one beside it, --address local"
+            " one on a new cluster"
+        )
+        raise InvalidSetting("name", config.name, remedy)
 
 
 def check_room(config: Config) -> None:
@@ -90,6 +105,8 @@ def deploy(config: Config, tell: Tell) -> str:
         serve.start(http_options={"host": config.frontend.host, "port": config.frontend.port})
     else:
         serve.start(proxy_location="Disabled")
+    if config.name in serve.status().applications:
+        tell(f"{config.name} serves there already: it is updated")
     config = with_planned_sizes(config, tell)
     retire_surplus(config, tell)
     target = serve.RunTarget(

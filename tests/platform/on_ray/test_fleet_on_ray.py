@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import re
 import socket
 import subprocess
@@ -131,7 +132,8 @@ async def test_a_fleet_shrinks_and_grows_without_a_failed_request(fleet, expecte
     (leaves,) = [line.split()[1] for line in (await shrinking).splitlines() if "leaves" in line]
     await_that(lambda: fleet.names("decode") == before - {leaves})
 
-    await asyncio.to_thread(fleet.update)
+    said = await asyncio.to_thread(fleet.update)
+    assert "stafette serves there already: it is updated" in said
 
     both_decode_workers(fleet, await_that)
     right = [expected(prompt, 40) for prompt in PROMPTS]
@@ -208,6 +210,29 @@ def test_what_cannot_be_is_said_in_a_line_before_anything_starts(fleet, options,
     assert run.returncode == 1
     assert words in run.stderr
     assert len(run.stderr.strip().splitlines()) == 1
+
+
+def test_who_names_no_cluster_replaces_no_fleet(fleet):
+    found = f"launching._running_cluster = lambda: {fleet.ray_address!r}"  # others run here too
+    start = f"sys.exit(main(['serve', {str(fleet.settings)!r}]))"
+    lines = ["import sys", "from stafette.platform.cli import main"]
+    lines += ["from stafette.platform.serving import launching", found, start]
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    before = fleet.workers()
+
+    run = subprocess.run(
+        [sys.executable, "-P", "-c", "\n".join(lines)],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env=environment,
+    )
+
+    assert run.returncode == 1
+    assert "which runs on this machine (--address local: a new one)" in run.stdout
+    assert "name = 'stafette': serves at" in run.stderr
+    assert f"--address {fleet.ray_address} says that it shall" in run.stderr
+    assert {w["name"] for w in fleet.workers()} == {w["name"] for w in before}
 
 
 def test_a_port_in_use_is_said_before_anything_starts(fleet):
