@@ -13,17 +13,19 @@ NATIVE := $(wildcard */native/*.cpp */native/*.h)
 .PHONY: serve test check install clean
 
 CONFIG := examples/laptop.yaml
+# Processes that test. Most of their time they wait, for processes of their own: two for each core.
+TESTERS := 4
 
 serve: $(RUN)  ## serve OpenAI's API from a fleet on this machine; make serve CONFIG=other.yaml
 	$(PY) -m stafette serve $(CONFIG)
 
 test: $(DEV)
-	$(PY) -m pytest -q -n 2 --dist loadscope --no-loadscope-reorder
+	$(PY) -m pytest -q -n $(TESTERS) --dist loadscope --no-loadscope-reorder
 
 check: $(DEV)
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
-	$(VENV)/bin/mypy
+	$(VENV)/bin/mypy -n 2
 	$(VENV)/bin/lint-imports
 
 install: $(DEV)
