@@ -5,7 +5,7 @@
 Mock engines add one token to every answer in each step, so that only the way is measured; the
 client counts bytes, in a process of its own.
 
-stafette          client - frontend with its router - gRPC stream - worker
+stafette          client - frontend with its router - one stream - worker
 stafette-on-ray   the same, as replicas of Ray Serve deployments
 ray               client - Serve's proxy - ingress replica - streaming handle - engine replica
 fastapi           client - FastAPI with the engine in its process: no way at all

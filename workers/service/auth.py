@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from stafette.kvtransfer.errors import MalformedMessage
 from stafette.kvtransfer.strict import octets, pack, text, unpack, whole
 
-VERSION = 2  # 2: messages that wait leave together
+VERSION = 3  # 3: the stream is bare TCP
 _NONCE_BYTES = 32
 _PROOF_BYTES = 32
 _MAX_NAME_BYTES = 128
-_MAX_BYTES = 1_024
+MAX_BYTES = 1_024  # of each of these messages
 _U64_END = 1 << 64
 _FRONTEND, _WORKER = "frontend", "worker"
 
@@ -40,7 +40,7 @@ class Greeting:
 
     @classmethod
     def read(cls, data: bytes) -> "Greeting":
-        match unpack(data, _MAX_BYTES):
+        match unpack(data, MAX_BYTES):
             case [version, name, nonce]:
                 if version != VERSION:
                     raise MalformedMessage("version", f"{VERSION}, not {version!r}"[:64])
@@ -67,7 +67,7 @@ class Challenge:
 
     @classmethod
     def read(cls, data: bytes) -> "Challenge":
-        match unpack(data, _MAX_BYTES):
+        match unpack(data, MAX_BYTES):
             case [name, epoch, nonce, proof]:
                 return cls(
                     text(name, "name", _MAX_NAME_BYTES),
@@ -87,7 +87,7 @@ class Challenge:
         return pack([self._response(token, greeting)])
 
     def is_answered(self, token: bytes, greeting: Greeting, data: bytes) -> bool:
-        match unpack(data, _MAX_BYTES):
+        match unpack(data, MAX_BYTES):
             case [bytes(proof)]:
                 return hmac.compare_digest(proof, self._response(token, greeting))
         raise MalformedMessage("response", "[proof]")

@@ -7,9 +7,6 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import suppress
 from functools import partial
-from typing import Any
-
-import grpc  # type: ignore[import-untyped]
 
 from stafette.kvtransfer.errors import MalformedMessage
 from stafette.kvtransfer.strict import exact, pack, unpack
@@ -24,11 +21,12 @@ from stafette.workers.service.frames import Order, Refusal
 from stafette.workers.service.inbox import Inbox
 from stafette.workers.service.joining import joined
 from stafette.workers.service.outbox import Outbox
-from stafette.workers.service.server import METHOD, SERVICE, options
+from stafette.workers.service.tls import client_side
+from stafette.workers.service.wire import StreamEnded, Wire
 
 _log = logging.getLogger(__name__)
 
-_REFUSALS = (grpc.aio.AioRpcError, TimeoutError, MalformedMessage, PermissionError)
+_REFUSALS = (OSError, MalformedMessage, StreamEnded)  # time-outs are OSErrors
 
 OnLost = Callable[["WorkerClient", WorkerLost], None]
 
@@ -43,15 +41,14 @@ class WorkerClient:
     It never connects again: another connection may lead to another life of the worker.
     """
 
-    def __init__(self, name: str, channel: Any, config: ServiceConfig, on_lost: OnLost) -> None:
+    def __init__(self, name: str, address: str, config: ServiceConfig, on_lost: OnLost) -> None:
         self.name = name
-        self.address = ""
+        self.address = address
         self.epoch = 0
         self.description: Mapping[str, object] = {}
         self._config = config
         self._on_lost = on_lost
-        self._channel = channel
-        self._call = channel.stream_stream(f"/{SERVICE}/{METHOD}")()
+        self._wire = Wire(config.max_message_bytes)
         self._numbers = itertools.count()
         self._deliveries = Deliveries()
         self._requests: dict[int, Inbox] = {}
@@ -75,21 +72,21 @@ class WorkerClient:
         on_lost: OnLost = lambda client, error: None,
     ) -> "WorkerClient":
         """Return the client when both ends have proved themselves; WorkerLost tells why not."""
-        client = cls(name, _channel(address, config), config, on_lost)
-        client.address = address
+        client = cls(name, address, config, on_lost)
         try:
             # Not wait_for: Python 3.11's loses a cancel that comes together with an error.
             async with asyncio.timeout(config.handshake_timeout_s):
+                await client._open()
                 await client._greet(frontend)
         except BaseException as error:
-            await client._channel.close()
+            client._wire.abort()
             if isinstance(error, _REFUSALS):
                 told = f"no stream to {address}: {_told(error)}"
                 raise WorkerLost("worker", name, told) from None
             raise
         client._tasks = [
             asyncio.create_task(client._watch(client._read)),
-            asyncio.create_task(client._watch(partial(client._outbox.run, client._call.write))),
+            asyncio.create_task(client._watch(partial(client._outbox.run, client._wire.write))),
             asyncio.create_task(client._watch(client._beats.run)),
         ]
         return client
@@ -151,8 +148,7 @@ class WorkerClient:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._call.cancel()
-        await self._channel.close()
+        await self._wire.close()
 
     async def _answer(self, number: int, message: bytes, what: str, timeout_s: float) -> object:
         try:
@@ -174,16 +170,22 @@ class WorkerClient:
             if not answer.done() or answer.cancelled():
                 self._outbox.put(pack([frames.ABORT, number]))
 
+    async def _open(self) -> None:
+        host, _, port = self.address.rpartition(":")
+        host, context = host.strip("[]"), client_side(self._config)
+        loop = asyncio.get_running_loop()
+        await loop.create_connection(lambda: self._wire, host, int(port), ssl=context)
+
     async def _greet(self, frontend: str) -> None:
         greeting = Greeting.make(frontend)
-        await self._call.write(greeting.pack())
+        await self._wire.write(greeting.pack())
         challenge = Challenge.read(await self._message())
         if not challenge.is_proved(self._config.token, greeting):
             raise PermissionError("it did not prove that it knows the cluster's token")
         if challenge.name != self.name:
             raise PermissionError(f"at its address is {challenge.name}")
         self.epoch = challenge.epoch
-        await self._call.write(challenge.response(self._config.token, greeting))
+        await self._wire.write(challenge.response(self._config.token, greeting))
         match unpack(await self._message(), self._config.max_message_bytes):
             case [dict() as description]:
                 self.description = description
@@ -191,11 +193,10 @@ class WorkerClient:
                 raise MalformedMessage("description", "[what the worker is]")
 
     async def _message(self) -> bytes:
-        message = await self._call.read()
-        if message is grpc.aio.EOF:
+        message = await self._wire.read()
+        if message is None:
             raise MalformedMessage("stream", "more, not its end")
-        data: bytes = message
-        return data
+        return message
 
     async def _watch(self, work: Callable[[], Awaitable[None]]) -> None:
         """Run one side of the stream; however it ends, the worker is lost."""
@@ -204,13 +205,13 @@ class WorkerClient:
             await work()
         except asyncio.CancelledError:
             raise
-        except Exception as error:  # of gRPC, or of what the worker sent
+        except Exception as error:  # of the connection, or of what the worker sent
             reason = _told(error)
         self._fail(reason)
-        self._call.cancel()
+        self._wire.abort()
 
     async def _read(self) -> None:
-        while (message := await self._call.read()) is not grpc.aio.EOF:
+        async for message in self._wire:
             self._beats.heard()
             for each in frames.read_messages(message, self._config.max_message_bytes):
                 self._hear(each)
@@ -258,16 +259,5 @@ class WorkerClient:
             self._on_lost(self, lost)
 
 
-def _channel(address: str, config: ServiceConfig) -> Any:
-    # Each client has a connection of its own: what another one does on it is not our business.
-    chosen = [*options(config), ("grpc.use_local_subchannel_pool", 1)]
-    if config.tls_authority is None:
-        return grpc.aio.insecure_channel(address, options=chosen)
-    credentials = grpc.ssl_channel_credentials(config.tls_authority)
-    return grpc.aio.secure_channel(address, credentials, options=chosen)
-
-
 def _told(error: BaseException) -> str:
-    if isinstance(error, grpc.aio.AioRpcError):
-        return f"{error.code().name}: {error.details()}"
     return str(error) or type(error).__name__

@@ -1,34 +1,26 @@
-"""A worker's listener: gRPC, one long stream for each frontend that proves itself."""
+"""A worker's listener: one long stream for each frontend that proves itself."""
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
-
-import grpc  # type: ignore[import-untyped]
 
 from stafette.kvtransfer.errors import MalformedMessage
 from stafette.kvtransfer.strict import pack
 from stafette.workers.errors import ConfigError
-from stafette.workers.service.auth import Challenge, Greeting
+from stafette.workers.service.auth import MAX_BYTES, Challenge, Greeting
 from stafette.workers.service.beats import Silence
 from stafette.workers.service.config import ServiceConfig
 from stafette.workers.service.outbox import Overflow
 from stafette.workers.service.serving import Served
 from stafette.workers.service.session import Session
+from stafette.workers.service.tls import server_side
+from stafette.workers.service.wire import StreamEnded, Wire
 from stafette.workers.tracing import WorkerTracer
 
 _log = logging.getLogger(__name__)
 
-SERVICE, METHOD = "stafette.Worker", "Stream"
-_REASONS: dict[type[Exception], grpc.StatusCode] = {
-    MalformedMessage: grpc.StatusCode.INVALID_ARGUMENT,
-    Overflow: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    PermissionError: grpc.StatusCode.UNAUTHENTICATED,
-    Silence: grpc.StatusCode.DEADLINE_EXCEEDED,
-    TimeoutError: grpc.StatusCode.DEADLINE_EXCEEDED,
-}
+_FAULTS = (MalformedMessage, Overflow, PermissionError, Silence, TimeoutError)
 
 
 class WorkerServer:
@@ -41,10 +33,8 @@ class WorkerServer:
         self._tracer = tracer
         self._config = config
         self._sessions: set[Session] = set()
-        self._server = grpc.aio.server(options=options(config))
-        handler = grpc.stream_stream_rpc_method_handler(self._stream)
-        generic = grpc.method_handlers_generic_handler(SERVICE, {METHOD: handler})
-        self._server.add_generic_rpc_handlers((generic,))
+        self._streams: set[asyncio.Task[None]] = set()
+        self._listener: asyncio.Server | None = None
         self.refused = 0  # streams that proved nothing, or broke the format
         self.address = ""
         served.on_change = self._announce
@@ -54,8 +44,7 @@ class WorkerServer:
         cls, served: Served, config: ServiceConfig, tracer: WorkerTracer | None = None
     ) -> "WorkerServer":
         server = cls(served, config, tracer)
-        port = server._bind()
-        await server._server.start()
+        port = await server._listen()
         server.address = f"{config.advertised_host or config.host}:{port}"
         return server
 
@@ -74,64 +63,86 @@ class WorkerServer:
 
     async def stop(self) -> None:
         """End every stream; what is still under way is aborted. Safe to call twice."""
-        await self._server.stop(None)
+        if self._listener is not None:
+            self._listener.close()
+        streams = tuple(self._streams)
+        for stream in streams:
+            stream.cancel()
+        await asyncio.gather(*streams, return_exceptions=True)
 
-    def _bind(self) -> int:
-        config, wanted = self._config, f"{self._config.host}:{self._config.port}"
+    async def _listen(self) -> int:
+        config, loop = self._config, asyncio.get_running_loop()
         try:
-            if config.tls_key is None:
-                return int(self._server.add_insecure_port(wanted))
-            pair = (config.tls_key, config.tls_certificate)
-            credentials = grpc.ssl_server_credentials([pair])
-            return int(self._server.add_secure_port(wanted, credentials))
-        except RuntimeError as error:
+            self._listener = await loop.create_server(
+                lambda: _Accepted(self._accept), config.host, config.port, ssl=server_side(config)
+            )
+        except OSError as error:
             remedy = f"must be a free address of this host ({error})"
-            raise ConfigError("service.host, port", wanted, remedy) from None
+            where = f"{config.host}:{config.port}"
+            raise ConfigError("service.host, port", where, remedy) from None
+        port: int = self._listener.sockets[0].getsockname()[1]
+        return port
 
     def _announce(self) -> None:
         for session in self._sessions:
             session.announce()
 
-    async def _stream(self, messages: AsyncIterator[bytes], context: Any) -> None:
+    def _accept(self, wire: Wire) -> None:
+        stream = asyncio.create_task(self._stream(wire))
+        self._streams.add(stream)
+        stream.add_done_callback(self._streams.discard)
+
+    async def _stream(self, wire: Wire) -> None:
+        """Serve one frontend as long as it lives, and tell it why when we end it."""
+        reason = ""
         try:
             async with asyncio.timeout(self._config.handshake_timeout_s):
-                frontend = await self._admit(messages, context)
-            await self._serve(frontend, messages, context)
-        except tuple(_REASONS) as error:
+                frontend = await self._admit(wire)
+            await self._serve(frontend, wire)
+        except _FAULTS as error:
             self.refused += 1
-            _log.warning("ended the stream of %s: %s", context.peer(), error or type(error))
-            await context.abort(_REASONS[type(error)], str(error))
+            reason = f"{type(error).__name__}: {error}"
+            _log.warning("ended the stream of %s: %s", wire.peer, reason)
+        except (ConnectionError, StreamEnded):
+            pass  # it has gone, in whatever way
+        finally:
+            await wire.close(reason)
 
-    async def _admit(self, messages: AsyncIterator[bytes], context: Any) -> str:
+    async def _admit(self, wire: Wire) -> str:
         """Return who proved that it belongs to our cluster."""
-        greeting = Greeting.read(await _next(messages))
+        greeting = Greeting.read(await _next(wire))
         token, served = self._config.token, self._served
         challenge = Challenge.make(token, greeting, served.name, served.epoch)
-        await context.write(challenge.pack())
-        if not challenge.is_answered(token, greeting, await _next(messages)):
+        await wire.write(challenge.pack())
+        if not challenge.is_answered(token, greeting, await _next(wire)):
             raise PermissionError("it did not prove that it knows the cluster's token")
-        await context.write(pack([dict(served.describe())]))
+        wire.max_bytes = self._config.max_message_bytes
+        await wire.write(pack([dict(served.describe())]))
         return greeting.name
 
-    async def _serve(self, frontend: str, messages: AsyncIterator[bytes], context: Any) -> None:
+    async def _serve(self, frontend: str, wire: Wire) -> None:
         session = Session(self._served, self._config, frontend, self._tracer)
         self._sessions.add(session)
         try:
-            await session.run(messages, context.write)
+            await session.run(wire, wire.write)
         finally:
             self._sessions.discard(session)
 
 
-def options(config: ServiceConfig) -> list[tuple[str, int]]:
-    """Return gRPC's options, the same at both ends."""
-    return [
-        ("grpc.max_send_message_length", config.max_message_bytes),
-        ("grpc.max_receive_message_length", config.max_message_bytes),
-        ("grpc.so_reuseport", 0),  # else a second worker could share our port
-    ]
+class _Accepted(Wire):
+    """A frontend's end of which nothing is known yet: it may say little."""
+
+    def __init__(self, accept: Callable[[Wire], None]) -> None:
+        super().__init__(MAX_BYTES)
+        self._accept = accept
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._accept(self)
 
 
-async def _next(messages: AsyncIterator[bytes]) -> bytes:
-    async for message in messages:
-        return message
-    raise MalformedMessage("stream", "a handshake, not its end")
+async def _next(wire: Wire) -> bytes:
+    message = await wire.read()
+    if message is None:
+        raise MalformedMessage("stream", "a handshake, not its end")
+    return message

@@ -1,4 +1,4 @@
-"""A worker without a model behind a real gRPC server, and clients of it."""
+"""A worker without a model behind a real listener, and clients of it."""
 
 import asyncio
 import sys
@@ -29,6 +29,7 @@ class Counting:
         self.may_go_on = asyncio.Event()
         self.may_go_on.set()
         self.dead = False
+        self.times = 1  # that each number is said
 
     def describe(self):
         return {"role": "both", "blocks": 12}
@@ -50,9 +51,9 @@ class Counting:
                 await self.may_go_on.wait()
                 await asyncio.sleep(0)
                 last = token == first + request.params.max_tokens - 1
-                yield OutputDelta(
-                    request.request_id, 0, [token], "", finish_reason="length" if last else None
-                )
+                reason = "length" if last else None
+                said = [token] * self.times
+                yield OutputDelta(request.request_id, 0, said, "", finish_reason=reason)
             done = True
         finally:
             if not done:

@@ -174,7 +174,7 @@ async def test_a_frontend_with_a_wrong_proof_is_refused(connect, server, monkeyp
 
     monkeypatch.setattr(Challenge, "response", lambda self, token, greeting: pack([b"x" * 32]))
 
-    with pytest.raises(WorkerLost, match=r"UNAUTHENTICATED|token"):
+    with pytest.raises(WorkerLost, match="it did not prove that it knows"):
         await connect()
     await await_that(lambda: server.refused == 1)
 
@@ -183,10 +183,10 @@ async def test_a_frontend_with_a_wrong_proof_is_refused(connect, server, monkeyp
 async def test_a_cancel_that_comes_together_with_a_refusal_is_not_lost(monkeypatch, turns):
     refusal = asyncio.get_running_loop().create_future()
 
-    async def greet(self, frontend):
+    async def open_it(self):
         await refusal
 
-    monkeypatch.setattr(WorkerClient, "_greet", greet)
+    monkeypatch.setattr(WorkerClient, "_open", open_it)
     config = ServiceConfig(token=b"the cluster's token")
     task = asyncio.create_task(WorkerClient.connect("w", "127.0.0.1:9", "f", config))
     await asyncio.sleep(0.01)
@@ -248,12 +248,14 @@ async def test_a_number_that_is_in_use_ends_the_stream(connect, served, make_ord
 
 
 async def test_a_frontend_that_does_not_read_is_dropped(served, make_order, monkeypatch):
-    config = ServiceConfig(token=b"the cluster's token", max_unsent_bytes=5_000)
+    config = ServiceConfig(token=b"the cluster's token", max_unsent_bytes=50_000)
     server = await WorkerServer.start(served, config)
     monkeypatch.setattr(WorkerClient, "_read", lambda client: asyncio.Event().wait())
     client = await WorkerClient.connect("w", server.address, "slow", config)
 
-    client._outbox.put(frames.pack_order(frames.GENERATE, 0, make_order("a", 1, max_tokens=10**7)))
+    served.times = 200  # the system's buffers hold megabytes before anything waits here
+    long = make_order("a", 100_000, max_tokens=10**7)
+    client._outbox.put(frames.pack_order(frames.GENERATE, 0, long))
 
     await await_that(lambda: server.refused == 1)
     await await_that(lambda: served.left_early == ["a"])
