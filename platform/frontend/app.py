@@ -98,7 +98,7 @@ class Frontend:
         self._services.serving.tracer = tracer
 
     def drain(self) -> None:
-        """Take no new requests; those in flight go on."""
+        """Ask for no new requests, by /ready; what comes all the same is answered."""
         self.gate.is_open = False
 
     def _in_flight(self) -> int:
@@ -142,8 +142,6 @@ class Frontend:
         route = self._route(exchange)
         exchange.route = route.path
         key = self._key(exchange) if route.guarded else None
-        if route.admitted and not self.gate.is_open:
-            raise Unavailable("this server is about to end: ask another one")
         with self.gate.admit(key) if route.admitted else nullcontext():
             await route.handler(self._services, exchange)
 

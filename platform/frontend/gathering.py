@@ -9,6 +9,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from stafette.platform.frontend.asgi import ON_HANG_UP, WRITE_NOW, HangUp
 
 _AT_ONCE_BYTES = 64 << 10  # what is longer is not worth waiting
+_LAST_CALL_S = 0.5  # for a request that was on its way on an idle connection when we began to end
 
 
 class GatheringTransport:
@@ -55,6 +56,7 @@ class GatheringProtocol(HttpToolsProtocol):
     """
 
     _is_lost = False
+    _is_leaving = False
     _told: HangUp | None = None  # whoever answers now
     _gathering: GatheringTransport
 
@@ -74,6 +76,23 @@ class GatheringProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         super().on_headers_complete()  # which makes the request's cycle, and a task to begin later
         self.scope["state"][WRITE_NOW] = partial(self._write_now, self.cycle)
+        if self._is_leaving:
+            self.cycle.keep_alive = False  # the response says so
+
+    def shutdown(self) -> None:
+        """Answer what is on its way, and nothing behind it."""
+        self._is_leaving = True
+        if self._is_idle():
+            self.loop.call_later(_LAST_CALL_S, self._leave)
+        else:
+            super().shutdown()
+
+    def _leave(self) -> None:
+        if self._is_idle():
+            self.transport.close()
+
+    def _is_idle(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
 
     def _write_now(self, cycle: RequestResponseCycle, data: bytes) -> bool:
         """Write a part of a chunked response, as uvicorn would; False: uvicorn must do it."""

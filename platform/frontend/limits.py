@@ -40,7 +40,7 @@ class Gate:
 
     def __init__(self, max_in_flight: int, clock: Callable[[], float]) -> None:
         self.in_flight = 0
-        self.is_open = True
+        self.is_open = True  # False: it is about to end, which /ready tells
         self._max_in_flight = max_in_flight
         self._clock = clock
         self._tenants: dict[str, _Tenant] = {}

@@ -19,10 +19,11 @@ from stafette.router.service.listening import open_listener, url_of
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _POLL_S = 0.01
+_HANDSHAKE_S = 2.0
 
 
 def listen(config: FrontendConfig, shared: bool = False) -> socket.socket:
-    """Return a socket that listens; `shared` with other processes of this host that say so too."""
+    """Return a socket that listens; a `shared` one, once `Server.run` has it."""
     try:
         return open_listener(config.host, config.port, shared)
     except InvalidValue as error:
@@ -35,7 +36,7 @@ def address(config: FrontendConfig, listener: socket.socket, own_host: str = "12
 
 
 class Server:
-    """Ends gently: nothing new is taken, and what is in flight has `drain_timeout_s`."""
+    """Ends gently: what was sent to it is answered, and what is in flight has `drain_timeout_s`."""
 
     def __init__(self, app: Frontend) -> None:
         self._app = app
@@ -93,3 +94,43 @@ class _Uvicorn(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """Leave signals alone: uvicorn would raise them again, and end us before our clean-up."""
         yield
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End, but not before whoever is connected already has been answered.
+
+        The system completes connections before we take them; those would be reset, although other
+        processes may listen on the same port.
+        """
+        listeners = [each.dup() for each in sockets or ()]
+        for server in self.servers:
+            server.close()
+        connected = [each for listener in listeners for each in _last_of(listener)]
+        if connected:
+            serving = [asyncio.ensure_future(self._serve_one(each)) for each in connected]
+            await asyncio.wait(serving, timeout=_HANDSHAKE_S)
+        await super().shutdown(sockets)
+
+    async def _serve_one(self, connection: socket.socket) -> None:
+        config = self.config
+        with contextlib.suppress(OSError):  # it has gone by now
+            await asyncio.get_running_loop().connect_accepted_socket(
+                lambda: GatheringProtocol(config, self.server_state, self.lifespan.state),
+                connection,
+                ssl=config.ssl,
+                ssl_handshake_timeout=_HANDSHAKE_S if config.ssl else None,
+            )
+
+
+def _last_of(listener: socket.socket) -> Iterator[socket.socket]:
+    """Close a listener; yield the connections that nobody has taken yet."""
+    with listener:
+        listener.setblocking(False)
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except BlockingIOError:
+                return
+            except OSError:
+                continue  # that one has gone
+            connection.setblocking(False)
+            yield connection

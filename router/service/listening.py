@@ -11,7 +11,8 @@ _EVERYWHERE = ("0.0.0.0", "::")
 def open_listener(host: str, port: int, shared: bool = False) -> socket.socket:
     """Return a socket that listens; InvalidValue when the address cannot be had.
 
-    `shared`: with other processes of this host that say so too; each gets a part of what comes.
+    `shared`: with other processes of this host that say so too; each gets a part of what comes,
+    from when on it listens. It does not yet: whoever cannot answer would have its part in vain.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # The protocol is named, or asyncio would not turn Nagle's algorithm off on its connections.
@@ -21,7 +22,8 @@ def open_listener(host: str, port: int, shared: bool = False) -> socket.socket:
         if shared:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         listener.bind((host, port))
-        listener.listen(_BACKLOG)
+        if not shared:
+            listener.listen(_BACKLOG)
     except OSError as error:
         listener.close()
         remedy = f"cannot listen there: {error.strerror}; choose another host or port"

@@ -135,6 +135,78 @@ async def test_what_is_in_flight_ends_well_when_the_server_ends(on_sockets, scri
     assert rest.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
 
 
+async def test_a_request_that_was_on_its_way_when_the_server_began_to_end_is_answered(on_sockets):
+    async with on_sockets() as here:
+        reader, writer = await here.ask(CHAT)
+        await reader.readuntil(b'"reasoning_tokens": 0}}}')
+
+        here.server.stop()
+        await soon(lambda: here.listener.fileno() < 0)
+        writer.write(b"GET /version HTTP/1.1\r\nhost: x\r\n\r\n")
+        answer = await reader.read()  # to the connection's end
+        writer.close()
+
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert b"connection: close" in answer
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["", "tls"])
+@pytest.mark.parametrize("runner", [asyncio.run, uvloop.run])
+def test_connections_that_nobody_has_taken_yet_are_answered(make_api, certificate, runner, tls):
+    key, cert = certificate
+    settings = {"tls_certfile": cert, "tls_keyfile": key} if tls else {}
+
+    def connect(port, count):
+        """Connect before the server's loop turns again; ask in a thread, which may wait."""
+        ends = [socket.create_connection(("127.0.0.1", port)) for _ in range(count)]
+        return [asyncio.to_thread(asked, end) for end in ends]
+
+    def asked(end):
+        if tls:
+            trusting = ssl.create_default_context(cafile=cert)
+            end = trusting.wrap_socket(end, server_hostname="127.0.0.1")
+        with end:
+            end.sendall(b"GET /version HTTP/1.1\r\nhost: x\r\n\r\n")
+            return end.recv(1_000).partition(b"\r\n")[0]
+
+    async def main():
+        async with site(make_api(port=0, **settings)) as here:
+            here.server.stop()
+            shutting_down, inner = here.server._inner.shutdown, here.server._inner
+            answers = []
+
+            async def shutdown(sockets):
+                answers.extend(map(asyncio.ensure_future, connect(here.port, 5)))
+                await shutting_down(sockets)
+
+            inner.shutdown = shutdown
+            await soon(lambda: here.listener.fileno() < 0)
+            return await asyncio.gather(*answers)
+
+    assert runner(main()) == [b"HTTP/1.1 200 OK"] * 5
+
+
+async def test_a_shared_port_has_no_part_in_what_comes_before_its_server_runs(make_api):
+    first = make_api(port=0)
+    taken = listen(first.app.config, shared=True)
+    port = taken.getsockname()[1]
+    second = make_api(port=port)
+    with listen(second.app.config, shared=True):  # which is not served
+        started = asyncio.Event()
+        server = Server(first.app)
+        running = asyncio.create_task(server.run(taken, started.set))
+        await started.wait()
+
+        for _ in range(20):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(b"GET /version HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+            assert (await reader.read()).startswith(b"HTTP/1.1 200")
+            writer.close()
+
+        server.stop()
+        await running
+
+
 @pytest.mark.parametrize("runner", [asyncio.run, uvloop.run])
 def test_small_writes_are_sent_at_once(make_api, runner):
     async def main():
