@@ -6,7 +6,8 @@ Mock engines add one token to every answer in each step, so that only the way is
 client counts bytes, in a process of its own.
 
 stafette          client - frontend with its router - one stream - worker
-stafette-on-ray   the same, as replicas of Ray Serve deployments
+stafette-2        the same with two frontends on one port
+stafette-on-ray   the first, as replicas of Ray Serve deployments
 ray               client - Serve's proxy - ingress replica - streaming handle - engine replica
 fastapi           client - FastAPI with the engine in its process: no way at all
 canned            answers that are ready bytes: the client's own limit
@@ -37,8 +38,9 @@ from benchmarks.serving.measuring import (
 )
 
 HERE = Path(__file__).parent
-OURS, ON_RAY, RAY, FASTAPI, CANNED = "stafette", "stafette-on-ray", "ray", "fastapi", "canned"
-NAMES = (OURS, ON_RAY, RAY, FASTAPI, CANNED)
+OURS, TWO, ON_RAY, RAY = "stafette", "stafette-2", "stafette-on-ray", "ray"
+FASTAPI, CANNED = "fastapi", "canned"
+NAMES = (OURS, TWO, ON_RAY, RAY, FASTAPI, CANNED)
 _END_S = 60.0
 
 
@@ -64,10 +66,15 @@ def script(name: str, *arguments: object) -> Iterator[tuple[str, int]]:
 @contextmanager
 def start(name: str, step_s: float) -> Iterator[Running]:
     with ExitStack() as stack:
-        if name == OURS:
+        if name in (OURS, TWO):
             address, worker = stack.enter_context(script("step_worker.py", step_s))
-            port, front = stack.enter_context(script("step_front.py", address))
-            yield _running(port, [worker, front])
+            said, front = stack.enter_context(script("step_front.py", address))
+            port, gossip = said.split()
+            processes = [worker, front]
+            if name == TWO:
+                _, second = stack.enter_context(script("step_front.py", address, port, gossip))
+                processes.append(second)
+            yield _running(port, processes)
         elif name in (RAY, ON_RAY):
             said, _ = stack.enter_context(script("ray_server.py", name, step_s))
             yield _running(**json.loads(said))

@@ -1,6 +1,11 @@
-"""A frontend as it is deployed, before one worker: `step_front.py ADDRESS`. Says its port."""
+"""A frontend as it is deployed, before one worker: `step_front.py ADDRESS [PORT GOSSIP...]`.
 
+Says its port, which it shares with others that are told of it, and where it gossips.
+"""
+
+import os
 import sys
+from collections.abc import Sequence
 
 import uvloop
 
@@ -12,18 +17,24 @@ from stafette.platform.frontend.served import Served
 from stafette.platform.frontend.server import Server, listen
 from stafette.platform.serving.dispatcher import DispatchConfig, Dispatcher
 from stafette.platform.serving.fleet import FleetConfig, WorkerFleet
+from stafette.platform.serving.frontend_peers import FrontendPeers
 from stafette.router.hashing import Hashers, PromptHasher
 from stafette.router.router import KvRouter
+from stafette.router.sharing import Sharing
 from stafette.workers.garbage import settle
 from stafette.workers.service.config import ServiceConfig
 from stafette.workers.weights.opening import open_tokenizer
 
 
-async def main(address: str) -> None:
+async def main(address: str, port: int, others: Sequence[str]) -> None:
     hashers = Hashers(KEY, BLOCK_SIZE)
-    router = KvRouter(hashers)
+    name = f"front-{os.getpid()}"
+    peers = FrontendPeers(name, "127.0.0.1", TOKEN)
+    router = KvRouter(hashers, sharing=Sharing(peers.gossip.publish))
+    peers.start(router)
+    peers.meet(others)
     service = FleetConfig(service=ServiceConfig(token=TOKEN))
-    fleet = WorkerFleet("front", service, router, EventSubscriber(router.index))
+    fleet = WorkerFleet(name, service, router, EventSubscriber(router.index))
     tokenizer = open_tokenizer(MODEL, None)
     dispatch = DispatchConfig(model=MODEL)
     dispatcher = Dispatcher(dispatch, fleet, tokenizer, PromptHasher(hashers))
@@ -31,12 +42,13 @@ async def main(address: str) -> None:
     while not fleet.clients:
         fleet.changed.clear()
         await fleet.changed.wait()
-    config = FrontendConfig(port=0, served_model_name=("mock",))
+    config = FrontendConfig(port=port, served_model_name=("mock",))
     app = Frontend(Served.of(config, MODEL, tokenizer, MAX_MODEL_LEN), dispatcher, config)
-    listener = listen(config)
+    listener = listen(config, shared=True)
+    said = f"{listener.getsockname()[1]} {peers.address}"
     settle()
-    await Server(app).run(listener, lambda: print(listener.getsockname()[1], flush=True))
+    await Server(app).run(listener, lambda: print(said, flush=True))
 
 
 if __name__ == "__main__":
-    uvloop.run(main(sys.argv[1]))
+    uvloop.run(main(sys.argv[1], int((sys.argv[2:3] or ["0"])[0]), sys.argv[3:]))
