@@ -5,7 +5,6 @@ one before it, so much for each sequence that decodes and for each token of its 
 """
 
 from dataclasses import dataclass, fields, replace
-from math import ceil
 
 import numpy as np
 
@@ -42,7 +41,7 @@ class Performance:
         """Return the time for `tokens` of a prompt that follow `cached` ones."""
         if tokens <= 0:
             return 0.0
-        steps = ceil(tokens / self.max_num_batched_tokens)
+        steps = -(-tokens // self.max_num_batched_tokens)
         pairs = tokens * (cached + tokens / 2)
         return (
             steps * self.step_ms
@@ -94,10 +93,10 @@ class Learner:
         floor = Performance()
         start = [getattr(prior, field.name) for field in fields(prior)[:_LEARNED]]
         usual = [getattr(floor, field.name) for field in fields(floor)[:_LEARNED]]
-        self._weights = np.array(start)
-        spread = np.maximum(start, usual) * _PRIOR_SPREAD
-        self._most = spread**2
-        self._covariance = np.diag(self._most)
+        # In units of how far off each prior may be: their sizes differ by a factor of a million.
+        self._scale = np.maximum(start, usual) * _PRIOR_SPREAD
+        self._weights = np.array(start) / self._scale
+        self._covariance = np.eye(_LEARNED)
 
     def learn(self, report: StepReport) -> None:
         if not report.usable:
@@ -112,6 +111,7 @@ class Learner:
                 report.decode_kv_tokens,
             ]
         )
+        features *= self._scale
         predicted = float(features @ self._weights)
         if self.reports > _LEARNED and report.wall_ms > _OUTLIER * max(predicted, 1e-3):
             self._weigh_outlier()
@@ -124,20 +124,21 @@ class Learner:
     def _weigh_outlier(self) -> None:
         """One is a hiccup; if they go on, the worker has become slower: trust the model less."""
         self.rejected += 1
-        self._covariance = self._covariance * 1.5
+        self._covariance = _bounded(self._covariance * 1.5)
         if self.rejected % (2 * _LEARNED) == 0:
             self.reports = 0
 
     def _update(self, features: "np.ndarray", wall_ms: float, predicted: float) -> None:
         spread = self._covariance @ features
-        noise = (_NOISE * wall_ms) ** 2
-        gain = spread / (_FORGETTING * noise + float(features @ spread))
+        noise = _FORGETTING * (_NOISE * wall_ms) ** 2
+        gain = spread / (noise + float(features @ spread))
         self._weights = self._weights + gain * (wall_ms - predicted)
-        covariance = (self._covariance - np.outer(gain, spread)) / _FORGETTING
-        # What no report tells of must not become uncertain without end.
-        excess = np.sqrt(np.minimum(1.0, self._most / np.maximum(np.diag(covariance), 1e-300)))
-        self._covariance = covariance * np.outer(excess, excess)
-        step, token, pair, sequence, kv_token = np.maximum(self._weights, 0.0).tolist()
+        # Joseph's form: a sum of squares, which rounding leaves one, however long it goes on.
+        left = np.eye(_LEARNED) - np.outer(gain, features)
+        covariance = left @ self._covariance @ left.T + noise * np.outer(gain, gain)
+        self._covariance = _bounded((covariance + covariance.T) / (2 * _FORGETTING))
+        learned = np.maximum(self._weights * self._scale, 0.0)
+        step, token, pair, sequence, kv_token = learned.tolist()
         self.performance = replace(
             self.performance,
             step_ms=step,
@@ -146,3 +147,9 @@ class Learner:
             decode_ms_per_seq=sequence,
             decode_ms_per_kv_token=kv_token,
         )
+
+
+def _bounded(covariance: "np.ndarray") -> "np.ndarray":
+    """What no report tells of must not become uncertain without end."""
+    shrink = 1 / np.sqrt(np.maximum(np.diag(covariance), 1.0))
+    return covariance * np.outer(shrink, shrink)

@@ -68,6 +68,23 @@ def test_model_is_learned_from_reports_whatever_the_prior():
         assert learner.error < 0.1
 
 
+def test_what_was_learned_stays_right_however_many_reports_come():
+    """Some days of a worker's reports that fit exactly: nothing may add up to an error."""
+    rng, learner, off = random.Random(4), Learner(TRUTH), 0.0
+    for _ in range(45_000):
+        tokens = rng.randrange(500, 8_000) if rng.random() < 0.1 else 0
+        pairs, sequences = tokens * tokens / 2, 0 if tokens else rng.randrange(1, 17)
+        kv_tokens = sequences * rng.randrange(2_900, 3_200)
+        exact = tokens * TRUTH.prefill_ms_per_token + pairs * TRUTH.prefill_ms_per_pair
+        exact += TRUTH.decode_step_ms(sequences, kv_tokens)
+        learner.learn(StepReport(exact, tokens, pairs, sequences, kv_tokens))
+        off = max(off, abs(learner.performance.decode_step_ms(10, 30_000) - 8.0))
+
+    assert off < 0.001
+    assert learner.rejected == 0
+    assert learner.performance.prefill_ms(3_000) == pytest.approx(TRUTH.prefill_ms(3_000))
+
+
 def test_class_that_never_decodes_keeps_its_decode_priors():
     rng = random.Random(1)
     learner = Learner(Performance())
