@@ -45,7 +45,9 @@ def trust_of(arguments: argparse.Namespace) -> Trust:
 
 
 def advice(error: BaseException) -> str:
-    """Return what to do about a certificate that is not believed; empty: it is about another."""
+    """Return what to do about an error of TLS; empty: it is another one."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return "name its CA with --ca-file, or give --insecure"
+    if isinstance(error, ssl.SSLError) and error.reason == "WRONG_VERSION_NUMBER":
+        return "it does not speak TLS there: take http://"
     return ""

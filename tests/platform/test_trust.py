@@ -58,6 +58,18 @@ def test_only_the_named_ca_is_believed(bench, certificate_of, capsys):
     assert "certificate verify failed" in capsys.readouterr().err
 
 
+def test_https_where_only_http_is_spoken_is_told(tmp_path, capsys):
+    plain = PlayedServer(tokens).start()
+    try:
+        where = ("--endpoint", f"mine=https://127.0.0.1:{plain.port}", "--name", "x")
+        assert main(["bench", "run", *where, "--output-dir", str(tmp_path), *LOAD]) == 1
+        assert main(["status", "--url", f"https://127.0.0.1:{plain.port}"]) == 1
+    finally:
+        plain.stop()
+
+    assert capsys.readouterr().err.count("it does not speak TLS there: take http://") == 2
+
+
 @pytest.mark.parametrize(
     ("content", "told"),
     [(None, "No such file"), ("no certificate", "NO_CERTIFICATE_OR_CRL_FOUND")],
