@@ -8,6 +8,7 @@ from stafette.platform.planner.beliefs import Beliefs
 from stafette.platform.planner.config import PlannerConfig
 from stafette.platform.planner.demand import Demand, Split
 from stafette.platform.planner.holding import Patience
+from stafette.platform.planner.levels import Levels
 from stafette.platform.planner.plan import Violation
 from stafette.platform.planner.pool_spec import PoolSpec
 from stafette.platform.planner.resting import least_at_rest
@@ -47,6 +48,7 @@ class Replicas:
         if hold_s is None:
             hold_s = _STARTS * max(spec.limits.startup_s for spec in pools.values())
         self._patience = {role: Patience(hold_s) for role in (*ROLES, "all")}
+        self._levels = {role: Levels() for role in self._patience}
         self._wish: Wish | None = None
         self._decided_at = float("-inf")
 
@@ -173,8 +175,10 @@ class Replicas:
         self, key: str, now: Situation, current: int, wanted: int, calm: int
     ) -> tuple[int, str | None]:
         """Return how many there should be, and what keeps it from being fewer."""
-        patience = self._patience[key]
+        patience, levels = self._patience[key], self._levels[key]
+        work_s = self._beliefs.sizer.work_s(now.shape)["both" if key == "all" else key]
         patience.note(now.at, calm)
+        levels.note(now.at, calm, now.rates.now * work_s)
         if wanted > current:
             patience.grew(now.at)
             return wanted, None
@@ -185,6 +189,10 @@ class Replicas:
             return current, "a smaller need must last" if wanted < current else None
         if now.kept.broken(self._config.slo):
             return current, "too many answers are late already"
+        known = levels.needed(lowest, work_s, now.rates.dispersion)
+        if known >= current:
+            return current, "this level has needed as many before"
+        lowest = max(lowest, known)
         patience.shrank(now.at, current)
         return lowest, None
 

@@ -50,6 +50,11 @@ class Sizer:
         work = prefill_ms(self._promise.prefill, shape.prompt_tokens, shape.cached_tokens)
         return float(work.mean())
 
+    def work_s(self, shape: Shape) -> Mapping[str, float]:
+        """Return what a request takes of the time of workers of each role that are full."""
+        prefill, decode = self._velocity(shape).work_s(shape)
+        return {"prefill": prefill, "decode": decode, "both": prefill + decode}
+
     def apart(self, demand: Demand) -> Sizing:
         """Return the fewest prefill workers and decode workers."""
         velocity = self._velocity(demand.shape)

@@ -50,6 +50,11 @@ class Velocity:
         moved = rate * shape.mean_prompt / self.transfer
         return Least(max(1, prefill), max(1, ceil(max(answers, moved) / _USABLE)))
 
+    def work_s(self, shape: Shape) -> tuple[float, float]:
+        """Return how long a request takes a prefill worker and a decode worker that are full."""
+        computed = shape.mean_prompt * (1 - shape.hit_rate)
+        return computed / self.prefill, shape.mean_output / self.decode
+
     def as_numbers(self) -> Mapping[str, float]:
         return {
             "prefill_tokens_per_s": self.prefill,
