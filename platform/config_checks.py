@@ -41,7 +41,7 @@ def _check_begun(config: "Config") -> None:
 
 def check_ranks(config: "Config", name: str, ranks: int) -> None:
     """Refuse ranks that cannot be placed, or whose blocks could not be kept."""
-    pool, role = config.pools[name], config.role(name)
+    pool = config.pools[name]
     if config.tiers is not None and ranks > 1:
         remedy = "must be 1 where there are tiers: they hold the blocks of one rank"
         raise InvalidSetting(f"pools.{name}.engine.tensor_parallel_size", ranks, remedy)
@@ -51,11 +51,6 @@ def check_ranks(config: "Config", name: str, ranks: int) -> None:
     if pool.nodes > 1 and ranks % pool.nodes:
         remedy = f"must be a multiple of pools.{name}.nodes, {pool.nodes}, which share its ranks"
         raise InvalidSetting(f"pools.{name}.engine.tensor_parallel_size", ranks, remedy)
-    if pool.nodes > 1 and role != "both":
-        remedy = (
-            "must be both where nodes is above 1: KV of ranks on other nodes is not handed over"
-        )
-        raise InvalidSetting(f"pools.{name}.role", role, remedy)
     if pool.nodes > 1 and not (pool.num_cpus or pool.num_gpus):
         remedy = "is above 1: give num_cpus or num_gpus, which hold the places there"
         raise InvalidSetting(f"pools.{name}.nodes", pool.nodes, remedy)

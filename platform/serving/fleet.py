@@ -64,10 +64,14 @@ class WorkerFleet(Links):
         pair = (one.epoch, other.epoch)
         if pair in self._introduced:
             return
-        metadata = octets(other.description.get("agent"), "agent", _MAX_METADATA_BYTES)
-        with suppress(RequestError):  # it knows a newer life of it already
-            await one.ask("add_peer", metadata, self._config.introduce_timeout_s)
+        for metadata in agents_of(other).values():
+            with suppress(RequestError):  # it knows a newer life of it already
+                await one.ask("add_peer", metadata, self._config.introduce_timeout_s)
         self._introduced.add(pair)
+
+    def agents(self, worker: str) -> tuple[str, ...]:
+        """Return the names of a worker's agents: one of each host that it is spread over."""
+        return tuple(agents_of(self.client(worker)))
 
     def _enter(self, name: str, client: WorkerClient) -> None:
         self.router.register(read_spec(name, client.description))
@@ -113,6 +117,20 @@ class WorkerFleet(Links):
         elif before and not draining:
             self._draining.discard(name)
             self.changed.set()
+
+
+def agents_of(client: WorkerClient) -> Mapping[str, bytes]:
+    """Return the metadata of a worker's agents by their names, its own first."""
+    told = client.description
+    found = {client.name: octets(told.get("agent"), "agent", _MAX_METADATA_BYTES)}
+    for member in exact(told.get("members", []), "members", list):
+        match member:
+            case [name, metadata]:
+                name = text(name, "member", _MAX_TEXT_BYTES)
+                found[name] = octets(metadata, "member", _MAX_METADATA_BYTES)
+            case _:
+                raise MalformedMessage("members", "[name, metadata]")
+    return found
 
 
 def read_spec(name: str, description: Mapping[str, object]) -> WorkerSpec:

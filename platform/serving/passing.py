@@ -28,18 +28,22 @@ class HandOff:
         self.reader = reader
         self._id = secrets.token_hex(_ID_BYTES)
         self._fleet = fleet
+        self._sources: tuple[str, ...] = (source,)  # agents; those of other hosts come to be known
+        self._readers: tuple[str, ...] = (reader,)
 
     def take(self, num_blocks: int | None = None) -> Params:
         """Return the reader's part; `num_blocks`: all that there will be."""
-        return Take(self._id, (self.source,), num_blocks).params()
+        return Take(self._id, self._sources, num_blocks).params()
 
     def give(self) -> Params:
         """Return the source's part."""
-        return Give(self._id, (self.reader,)).params()
+        return Give(self._id, self._readers).params()
 
     async def introduce(self) -> None:
         """Let the two know each other; WorkerLost when one of them is not there."""
         await self._fleet.introduce(self.source, self.reader)
+        self._sources = self._fleet.agents(self.source)
+        self._readers = self._fleet.agents(self.reader)
 
     async def pass_on(self, request: Request, timeout_s: float) -> None:
         """Have the source pass on what is cached of a prompt: what is not, the reader computes."""

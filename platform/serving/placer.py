@@ -101,19 +101,9 @@ class Placer:
 
     def _place(self, course: Course, asked: placing.Request) -> Placement:
         placement = self._router.place(asked)
-        of_no_use = course.request.params.scores_prompt and not course.begun
-        if of_no_use or not self._hands_over(placement):
-            return placement._replace(prefill=None, source=None)
+        if course.request.params.scores_prompt and not course.begun:
+            return placement._replace(prefill=None, source=None)  # KV would be of no use to it
         return placement
-
-    def _hands_over(self, placement: Placement) -> bool:
-        """Return whether all whose KV would move can pass it on, or take it."""
-        source = placement.source
-        movers = [placement.prefill, source.target if source else None]
-        if not any(movers):
-            return True
-        found = [self._fleet.clients.get(name) for name in (*movers, placement.decode) if name]
-        return all(client.description.get("hands_over", True) for client in found if client)
 
     def _asked(self, course: Course, name: str) -> placing.Request:
         request, hints, model = course.request, course.hints, self._config.model

@@ -95,10 +95,6 @@ def test_the_command_line_wins_over_the_environment_and_that_over_the_file(fleet
             "tensor_parallel_size = 3: must be a multiple of pools.aggregated.nodes, 2",
         ),
         (
-            "pools.decode={nodes: 2, engine: {tensor_parallel_size: 2}}",
-            "pools.decode.role = 'decode': must be both where nodes is above 1",
-        ),
-        (
             "pools={aggregated: {nodes: 2, num_cpus: 0, engine: {tensor_parallel_size: 2}}}",
             "pools.aggregated.nodes = 2: is above 1: give num_cpus or num_gpus",
         ),

@@ -6,10 +6,9 @@ from contextlib import aclosing, suppress
 from dataclasses import replace
 from functools import partial
 
-from stafette.kvtransfer.connectors.connector import KvConnector, KvRequest, KvShare
+from stafette.kvtransfer.connectors.connector import KvConnector, KvRequest
 from stafette.kvtransfer.errors import KvTransferError
 from stafette.kvtransfer.events import AllCleared, EventBatch
-from stafette.kvtransfer.layout import BlockLayout
 from stafette.workers.async_engine import AsyncEngine
 from stafette.workers.config import EngineConfig
 from stafette.workers.engine import Engine
@@ -17,7 +16,7 @@ from stafette.workers.errors import ConfigError, EngineDead, RequestError
 from stafette.workers.handover.exports import Exported, Exports
 from stafette.workers.handover.imports import Imports, Pulled
 from stafette.workers.request import OutputDelta, Request
-from stafette.workers.runner.runner import KvLayout
+from stafette.workers.runner.runner import kv_share
 
 Params = Mapping[str, object]  # by connector: what came along with a request
 _NOTHING: Params = {}
@@ -42,7 +41,7 @@ class Handover:
         """Let the connector use the engine's KV memory."""
         handover = cls(engine, connector)
         memories = await engine.call(lambda core: core.executor.runner.kv_memories())
-        shares = [KvShare(each.buffer, block_layout(each.layout)) for each in memories]
+        shares = [kv_share(memory) for memory in memories]
         connector.on_kv_events(engine.engine.kv_events.add)
         await asyncio.to_thread(connector.register, shares)
         await engine.call(handover._attach)
@@ -186,18 +185,6 @@ def check_config(config: EngineConfig) -> None:
     for name in ("share_kv_memory", "enable_prefix_caching"):
         if not getattr(config, name):
             raise ConfigError(name, False, "must be set for KV to be handed over")
-
-
-def block_layout(layout: KvLayout) -> BlockLayout:
-    """Return the layout of an engine's blocks as peers know it."""
-    return BlockLayout(
-        layout.num_layers,
-        layout.num_kv_heads,
-        layout.block_size,
-        layout.head_dim,
-        layout.dtype,
-        first_head=layout.first_kv_head,
-    )
 
 
 def kv_request(engine: Engine, request: Request, params: Params) -> KvRequest:

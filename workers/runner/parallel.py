@@ -68,12 +68,25 @@ class ParallelRunner(Runner):
         return self._local.kv_pool()
 
     def kv_memories(self) -> list[KvMemory]:
-        """Map the other ranks' pools, after which nobody else can write there."""
-        if self._per_node <= len(self._ranks):
-            return []  # some are on other hosts, and a share of the blocks is of no use
+        """Map the pools of this node's other ranks, after which nobody else can write there."""
         told = self._everywhere("shared_kv", self._local.shared_kv)
-        self._joined = [join_kv(each) for each in told[1:]]
+        self._joined = [join_kv(each) for each in told[1 : self._per_node]]
         return [*self._local.kv_memories(), *self._joined]
+
+    def open_members(self, settings: Callable[[int, int], dict[str, Any]]) -> list[bytes]:
+        num_nodes = (len(self._ranks) + 1) // self._per_node
+        if num_nodes == 1:
+            return []
+        told = self._everywhere("shared_kv", self._local.shared_kv)
+        opened: list[bytes] = []
+        for node in range(1, num_nodes):
+            first = node * self._per_node
+            siblings = told[first + 1 : first + self._per_node]
+            own = {**settings(node, num_nodes), "siblings": siblings}
+            leader = self._ranks[first - 1]
+            leader.send({"op": "open_member", "settings": own})
+            opened.append(leader.receive(self._step_timeout_s))
+        return opened
 
     def forward(self, inputs: StepInputs) -> StepTensors:
         self._tell({"op": "forward", "inputs": pack_inputs(inputs)})

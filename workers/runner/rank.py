@@ -22,6 +22,7 @@ from stafette.workers.errors import EngineError
 from stafette.workers.runner.collectives import Seat, attend_meeting, join
 from stafette.workers.runner.device import choose_device
 from stafette.workers.runner.far_ranks import call
+from stafette.workers.runner.kv_member import KvMember
 from stafette.workers.runner.link import Link, unpack_inputs
 from stafette.workers.runner.torch_runner import TorchRunner
 from stafette.workers.weights.opening import open_checkpoint
@@ -36,11 +37,14 @@ def main() -> None:
     inbox: queue.Queue[Message] = queue.Queue()
     threading.Thread(target=_listen, args=(link, inbox), daemon=True).start()
     link.send({"imported": True})
-    runner = _start(link, inbox.get(), host)
-    while runner is not None:
+    runner, member = _start(link, inbox.get(), host), None
+    while runner is not None:  # `member` only has to live
         message = inbox.get()
         if message["op"] == "forward":
             _forward(link, runner, message)
+        elif message["op"] == "open_member":
+            member, told = _open_member(runner, message, host)
+            link.send(told)
         else:
             link.send(_answer(runner, message))
 
@@ -88,6 +92,18 @@ def _start(link: Link, message: Message, host: str) -> TorchRunner | None:
         return None
     link.send({"value": None})
     return runner
+
+
+def _open_member(
+    runner: TorchRunner, message: Message, host: str
+) -> tuple[KvMember | None, Message]:
+    """Let others read and write the shares of this host; answer with its agent's metadata."""
+    try:
+        member = KvMember(runner, message["settings"], host)
+    except Exception as error:
+        logger.exception("rank %d: its blocks cannot be handed over", runner.tp.rank)
+        return None, _refusal(error)
+    return member, {"value": member.metadata}
 
 
 def _forward(link: Link, runner: TorchRunner, message: Message) -> None:

@@ -1,12 +1,16 @@
 """The contract between the engine and whatever turns tokens into logits on a device."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from stafette.kvtransfer.connectors.connector import KvShare
+from stafette.kvtransfer.layout import BlockLayout
 from stafette.workers.errors import ConfigError
 from stafette.workers.models.spec import ModelSpec
 
@@ -44,6 +48,22 @@ class KvMemory:
 
     buffer: object
     layout: KvLayout
+
+
+def block_layout(layout: KvLayout) -> BlockLayout:
+    """Return the layout of an engine's blocks as peers know it."""
+    return BlockLayout(
+        layout.num_layers,
+        layout.num_kv_heads,
+        layout.block_size,
+        layout.head_dim,
+        layout.dtype,
+        first_head=layout.first_kv_head,
+    )
+
+
+def kv_share(memory: KvMemory) -> KvShare:
+    return KvShare(memory.buffer, block_layout(memory.layout))
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +127,15 @@ class Runner(ABC):
         return self.kv_pool()
 
     def kv_memories(self) -> list[KvMemory]:
-        """Return the pools of all ranks; none, when this process cannot write to each of them."""
+        """Return the pools of this node's ranks, to each of which this process can write."""
         return [KvMemory(self.kv_memory(), self.kv_layout)]
+
+    def open_members(self, settings: Callable[[int, int], dict[str, Any]]) -> list[bytes]:
+        """Let the other nodes hand over their shares; return the metadata of their agents.
+
+        `settings` tells what a node is told, by its number and that of all nodes.
+        """
+        return []
 
     def wait_for_kv(self) -> None:
         """Return when all that the steps so far have written to the pool can be read by others."""

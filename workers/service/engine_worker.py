@@ -28,6 +28,7 @@ from stafette.workers.handover.handover import Handover
 from stafette.workers.handover.imports import Imports
 from stafette.workers.handover.tensor_blocks import device_blocks
 from stafette.workers.request import OutputDelta
+from stafette.workers.runner.kv_member import open_p2p
 from stafette.workers.runner.rank_process import RankSource
 from stafette.workers.service.frames import Order
 from stafette.workers.service.load import load_of
@@ -83,9 +84,9 @@ class EngineWorker(Standing):
         core = await asyncio.to_thread(build_engine, flags, config.name, config.ranks)
         for name, path in config.loras.items():
             await asyncio.to_thread(core.adapters.load, name, path)
-        engine = AsyncEngine(core, asyncio.get_running_loop())
         agent = Agent(config.agent)
-        connector = P2pConnector(agent, config.p2p)
+        connector = await asyncio.to_thread(open_p2p, core, agent, config.p2p)
+        engine = AsyncEngine(core, asyncio.get_running_loop())
         handover = await Handover.start(engine, _with_tiers(connector, config.tiers))
         events = EventPublisher(core.kv_events, config.events)
         core.on_kv_events = events.send
@@ -137,11 +138,11 @@ class EngineWorker(Standing):
             "fingerprint": hasher.fingerprint,
             "num_blocks": core.pool.num_blocks,
             "block_bytes": layout.block_bytes * config.tensor_parallel_size,
-            "hands_over": bool(self._handover.connector.shares),
             "max_num_seqs": config.max_num_seqs,
             "loras": list(core.adapters.names),
             "host": host_id(),
             "agent": self._agent.metadata(),
+            "members": self._connector.member_agents,
             "events": [self._events.address, self._events.replay_address],
         }
 
@@ -214,7 +215,7 @@ class EngineWorker(Standing):
         if not isinstance(payload, bytes):
             raise RequestError("metadata", payload, "must be bytes of an agent's metadata")
         try:
-            return await asyncio.to_thread(self._agent.add_peer, payload)
+            return await asyncio.to_thread(self._connector.add_peer, payload)
         except KvTransferError as error:
             raise RequestError("metadata", f"{len(payload)} bytes", str(error)) from error
 

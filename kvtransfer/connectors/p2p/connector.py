@@ -25,16 +25,13 @@ from stafette.kvtransfer.connectors.p2p.sending import Sender
 from stafette.kvtransfer.errors import InvalidValue, KvTransferError
 
 _log = logging.getLogger(__name__)
-_NO_SHARES = "its blocks cannot be read from outside"
 
 
 class P2pConnector(KvConnector):
-    """A request's parameters say where its blocks come from (`Take`), or go to (`Give`).
-
-    Without shares to read or to write, it takes nothing and tells readers so at once.
-    """
+    """A request's parameters say where its blocks come from (`Take`), or go to (`Give`)."""
 
     name = "p2p"
+    member_agents: Sequence[tuple[str, bytes]] = ()  # of this worker's other hosts: their metadata
 
     def __init__(self, agent: Agent, config: P2pConfig | None = None) -> None:
         self.agent = agent
@@ -51,13 +48,17 @@ class P2pConnector(KvConnector):
             )
         return cls(agent, config)
 
+    def add_peer(self, metadata: bytes) -> str:
+        """Get to know another worker's agent; return its name."""
+        return self.agent.add_peer(metadata)
+
     def check(self, params: Mapping[str, object]) -> None:
         Take.find(params)
         Give.find(params)
 
     def matched_tokens(self, request: KvRequest, num_held: int) -> int:
         take = Take.find(request.params)
-        if take is None or not self._regions:
+        if take is None:
             return 0
         return take.tokens_beyond(len(request.hashes), request.block_size, num_held)
 
@@ -68,9 +69,7 @@ class P2pConnector(KvConnector):
         take, give = Take.find(request.params), Give.find(request.params)
         if take is not None:
             self._receiver.forget(take.id)
-        if give is None:
-            return Finish()
-        return self._sender.finish(give, reason if self._regions else _NO_SHARES)
+        return Finish() if give is None else self._sender.finish(give, reason)
 
     def give_up(self, hand_off: str) -> None:
         """Nothing more will come of a hand-off; what has come stays usable. May come early."""
@@ -103,7 +102,7 @@ class P2pConnector(KvConnector):
         if not self.completes(layer):
             return
         give = Give.find(save.params)
-        if give is None or not self._regions:
+        if give is None:
             save.release()
         else:
             self._sender.save(give, save)

@@ -171,25 +171,3 @@ def test_a_save_that_is_for_nobody_is_released_at_once(pair, request_of):
 def test_a_save_of_all_layers_needs_no_layer(pair):
     assert pair[0].connector.completes(ALL_LAYERS)
     assert not pair[0].connector.completes(0)
-
-
-def test_an_owner_without_shares_lets_its_reader_go_on_at_once(make_worker, request_of):
-    owner, reader = make_worker("owner", layouts=()), make_worker("reader")
-    owner.agent.add_peer(reader.agent.metadata())
-    reader.agent.add_peer(owner.agent.metadata())
-    given, taken = request_of(3, GIVE), request_of(3, TAKE)
-    load = begin(reader, taken, [10, 11, 12])
-
-    owner.save(given, 0, [7, 3])
-    owner.connector.finish(given)
-
-    assert owner.released == [(7, 3)]
-    assert load.wait_settled(PATIENCE_S)
-    assert load.num_arrived == 0
-    assert "owner ended early: its blocks cannot be read from outside" in str(load.error)
-
-
-def test_a_reader_without_shares_takes_nothing(make_worker, request_of):
-    reader = make_worker("reader", layouts=())
-
-    assert reader.connector.matched_tokens(request_of(3, TAKE), 0) == 0

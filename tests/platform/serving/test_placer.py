@@ -12,7 +12,6 @@ from stafette.platform.serving.course import Course
 from stafette.platform.serving.placer import Placer
 from stafette.router.errors import NoCandidate
 from stafette.router.hashing import Hashers, PromptHasher
-from stafette.router.request import Source
 from stafette.router.router import Placement
 from stafette.workers import SamplingParams
 from stafette.workers.request import Request
@@ -27,12 +26,11 @@ class FakeRouter:
 
     def __init__(self) -> None:
         self.full = True
-        self.placement = PLACEMENT
 
     def place(self, asked):
         if self.full:
             raise NoCandidate({})
-        return self.placement
+        return PLACEMENT
 
 
 @pytest.fixture
@@ -84,14 +82,3 @@ async def test_those_who_are_awake_and_full_are_waited_for_as_ever(fleet):
 
     with pytest.raises(Unavailable):
         await placer(fleet, wakes=True, wake_wait_s=60.0).place(course(), "r-0-1")
-
-
-@pytest.mark.parametrize("alone", ["d0", "p0", "s0"])
-async def test_nobodys_kv_moves_where_one_of_them_cannot_hand_it_over(fleet, alone):
-    apart = PLACEMENT._replace(prefill="p0", source=Source("s0", 0, 2))
-    fleet.router.full, fleet.router.placement = False, apart
-    fleet.clients |= {n: SimpleNamespace(description={}) for n in ("d0", "p0", "s0")}
-
-    assert await placer(fleet).place(course(), "r-0-1") == apart
-    fleet.clients[alone].description["hands_over"] = False
-    assert await placer(fleet).place(course(), "r-0-1") == PLACEMENT

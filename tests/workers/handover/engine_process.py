@@ -8,9 +8,11 @@ A command is {"id", "op", ...}; they run side by side. The answer is {"id", "res
 
 import asyncio
 import json
+import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Sequence
 
 from stafette.kvtransfer.agent import Agent
 from stafette.kvtransfer.agent_config import AgentConfig
@@ -18,12 +20,16 @@ from stafette.kvtransfer.connectors.p2p.config import P2pConfig
 from stafette.kvtransfer.connectors.p2p.connector import P2pConnector
 from stafette.kvtransfer.leases.config import LeaseConfig
 from stafette.workers.async_engine import AsyncEngine
+from stafette.workers.building import build_engine
 from stafette.workers.config import EngineConfig
 from stafette.workers.handover.handover import Handover
 from stafette.workers.request import Request
+from stafette.workers.runner.far_ranks import SpreadRanks
+from stafette.workers.runner.kv_member import open_p2p
 from stafette.workers.sampling.params import SamplingParams
 
 TOKEN = b"the cluster's token"
+LAUNCHED: list[subprocess.Popen] = []  # their stdin must stay open
 
 
 class Worker:
@@ -34,7 +40,10 @@ class Worker:
 
     @classmethod
     async def start(cls, settings: dict) -> "Worker":
-        engine = await AsyncEngine.start(EngineConfig(share_kv_memory=True, **settings["flags"]))
+        flags = EngineConfig(share_kv_memory=True, **settings["flags"])
+        if "num_nodes" in settings:
+            return await cls.spread(flags, settings)
+        engine = await AsyncEngine.start(flags)
         if "step_s" in settings:
             slow_down(engine, settings["step_s"])
         agent = Agent(
@@ -48,8 +57,25 @@ class Worker:
         connector = P2pConnector(agent, P2pConfig(**settings.get("p2p", {})))
         return cls(await Handover.start(engine, connector), agent)
 
+    @classmethod
+    async def spread(cls, flags: EngineConfig, settings: dict) -> "Worker":
+        """Be the first of several nodes, the others of which are on this host as well."""
+        ranks = SpreadRanks("127.0.0.1", TOKEN, settings["num_nodes"], launch)
+        core = build_engine(flags, settings["name"], ranks)
+        agent = Agent(
+            AgentConfig(
+                name=settings["name"], token=TOKEN, transports=tuple(settings["transports"])
+            )
+        )
+        connector = open_p2p(core, agent, P2pConfig(**settings.get("p2p", {})))
+        engine = AsyncEngine(core, asyncio.get_running_loop())
+        return cls(await Handover.start(engine, connector), agent)
+
     async def add_peer(self, metadata: str) -> str:
-        return self.agent.add_peer(bytes.fromhex(metadata))
+        return self.handover.connector.add_peer(bytes.fromhex(metadata))
+
+    async def members(self) -> list[list[str]]:
+        return [[name, told.hex()] for name, told in self.handover.connector.member_agents]
 
     async def prefill(self, name: str, tokens: list[int], params: dict) -> int:
         wanted = SamplingParams(temperature=0.0, max_tokens=1)
@@ -99,6 +125,19 @@ class Worker:
         await self.handover.close()
         self.agent.close()
         await self.handover.engine.close()
+        for process in LAUNCHED:
+            process.stdin.close()
+            process.wait(60)
+
+
+def launch(node: int, port: int, ranks: Sequence[int]) -> Callable[[], str]:
+    for rank in ranks:
+        command = [sys.executable, "-m", "stafette.workers.runner.rank", "127.0.0.1", str(port)]
+        process = subprocess.Popen([*command, str(rank)], stdin=subprocess.PIPE)
+        process.stdin.write(TOKEN + b"\n")
+        process.stdin.flush()
+        LAUNCHED.append(process)
+    return lambda: ""
 
 
 def slow_down(engine: AsyncEngine, step_s: float) -> None:
