@@ -196,6 +196,20 @@ def test_what_agrees_is_rendered(chart, values):
     assert chart.render(values).groups["decode"]
 
 
+@pytest.mark.parametrize(("per_pod", "pods"), [(1, 4), (2, 2), (4, 2)])
+def test_a_worker_of_two_nodes_has_a_share_of_itself_on_two_pods(chart, per_pod, pods):
+    engine = {"tensor_parallel_size": 8}
+    pool = {"replicas": 2, "nodes": 2, "num_cpus": 4, "num_gpus": 8, "engine": engine}
+    group = {"workers": {"decode": per_pod}, "gpu": {"type": "any", "count": 4 * per_pod}}
+    group["resources"] = {"limits": {"cpu": 2 * per_pod}}
+    values = {"config": {"pools": {"decode": pool}}, "groups": {"decode": group}}
+
+    assert chart.render(values).groups["decode"]["replicas"] == pods
+
+    group["gpu"]["count"] -= 1
+    assert "is less than the" in chart.refusal(values)
+
+
 sizes = st.integers(1, 6)
 
 

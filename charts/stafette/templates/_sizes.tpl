@@ -1,10 +1,13 @@
 {{/* How many workers there are and how many pods take them; as JSON, read with fromJson. */}}
 
-{{/* By pool, and for the frontend: replicas, num_cpus and num_gpus of each. */}}
+{{/* By pool, and for the frontend: replicas, num_cpus and num_gpus of each. One that is spread over
+     nodes counts as so many, with a share each, and needs as many pods. */}}
 {{- define "stafette.pools" -}}
 {{- $pools := dict -}}
 {{- range $name, $pool := .Values.config.pools -}}
-{{- $own := dict "replicas" (dig "replicas" 1 $pool | int) "cpus" (dig "num_cpus" 1.0 $pool) "gpus" (dig "num_gpus" 0.0 $pool) -}}
+{{- $nodes := dig "nodes" 1 $pool | int -}}
+{{- $own := dict "nodes" $nodes "replicas" (mul $nodes (dig "replicas" 1 $pool | int)) -}}
+{{- $own = merge $own (dict "cpus" (divf (dig "num_cpus" 1.0 $pool) $nodes) "gpus" (divf (dig "num_gpus" 0.0 $pool) $nodes)) -}}
 {{- $_ := set $pools $name $own -}}
 {{- end -}}
 {{- with .Values.config.frontend -}}
@@ -18,8 +21,8 @@
 {{- $pools := include "stafette.pools" .root | fromJson -}}
 {{- $pods := 0 -}}
 {{- range $pool, $count := .group.workers -}}
-{{- $replicas := (get $pools $pool | default (dict "replicas" 0)).replicas -}}
-{{- $pods = max $pods (divf $replicas $count | ceil | int) -}}
+{{- $own := get $pools $pool | default (dict "replicas" 0) -}}
+{{- $pods = max $pods (divf $own.replicas $count | ceil | int) (get $own "nodes" | default 1 | int) -}}
 {{- end -}}
 {{- $pods = hasKey .group "pods" | ternary (get .group "pods") $pods | int -}}
 {{- $max := hasKey .group "maxPods" | ternary (get .group "maxPods") $pods | int -}}
