@@ -96,6 +96,10 @@ def check_room(config: Config) -> None:
     if wanted > cores:
         remedy = f"are more than this machine's {cores}: lower replicas or num_cpus of the pools"
         raise InvalidSetting("pools: num_cpus in all", wanted, remedy)
+    for name, pool in config.pools.items():
+        if pool.nodes > 1:
+            remedy = "is more than this machine: `ray start` on each node, and name the --address"
+            raise InvalidSetting(f"pools.{name}.nodes", pool.nodes, remedy)
 
 
 def deploy(config: Config, tell: Tell) -> str:

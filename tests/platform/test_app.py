@@ -4,9 +4,13 @@ import warnings
 
 import pytest
 
+from stafette.platform.config import load_mapping
+from stafette.platform.frontend.errors import InvalidSetting
+
 with warnings.catch_warnings():  # of what Ray does with pydantic
     warnings.simplefilter("ignore")
     from stafette.platform.app import build
+    from stafette.platform.serving.launching import check_room
 
 SECRET = "a secret of this cluster"
 FLEET = """\
@@ -63,6 +67,14 @@ def test_a_worker_of_several_nodes_has_a_bundle_on_each(fleet):
     assert config.placement_group_strategy == "STRICT_SPREAD"
     options = worker.ray_actor_options
     assert (options["num_cpus"], options["num_gpus"]) == (2, 4)
+
+
+def test_one_machine_has_no_room_for_a_worker_of_two_nodes():
+    spread = {"num_cpus": 0.1, "nodes": 2, "engine": {"tensor_parallel_size": 2}}
+    config = load_mapping({"pools": {"aggregated": spread}}, "args").config
+
+    with pytest.raises(InvalidSetting, match=r"aggregated.nodes = 2: is more than this machine"):
+        check_room(config)
 
 
 def test_the_tree_itself_can_be_the_arguments_of_a_serve_config(monkeypatch):
