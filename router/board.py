@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from stafette.router.filters import FilterConfig, mismatch
 from stafette.router.load import IDLE, Load, LoadView
+from stafette.router.lots import number_of_target
 from stafette.router.member import Member
 from stafette.router.performance import Performance
 from stafette.router.request import Request
@@ -31,6 +32,7 @@ class Board:
         self.views: list[LoadView] = [IDLE] * len(self.members)
         self.row_of = {member.spec.target: row for row, member in enumerate(self.members)}
         specs = [member.spec for member in self.members]
+        self.numbers = np.array([number_of_target(spec.target) for spec in specs], np.uint64)
         self.total_blocks = np.array([spec.total_blocks for spec in specs], float)
         self.max_requests = np.array([spec.max_requests for spec in specs], float)
         self.block_bytes = np.array([spec.block_bytes for spec in specs], float)

@@ -1,6 +1,6 @@
 """What many ways to serve a request cost, calculated at once, to find the few that are cheapest.
 
-The formulas are those of cost.py and pairs.py, step by step in their order, so that sums are equal
+The formulas are those of cost.py, step by step in their order, so that sums are equal
 to the last bit: what may be among the cheapest is priced there one by one, and nothing else.
 """
 
@@ -11,11 +11,10 @@ from typing import NamedTuple
 import numpy as np
 
 from stafette.kvtransfer.blocks import HASH_BYTES
-from stafette.router.board import Floats, Ints
+from stafette.router.board import Flags, Floats, Ints
 from stafette.router.cost import Terms, prompt_on
 from stafette.router.lineup import Lineup
 from stafette.router.request import Option, Request
-from stafette.router.transfer_cost import BYTES_PER_MS
 
 
 class Prompts(NamedTuple):
@@ -38,23 +37,10 @@ def prompts(request: Request, group: Lineup, terms: Terms) -> Prompts:
 def alone(request: Request, group: Lineup, terms: Terms) -> Floats:
     """Return the least that it can cost when one of them does all."""
     _, load_ms, pull_ms, prefill_ms = prompts(request, group, terms)
-    stall = _stalls(group, prefill_ms, terms)
-    decode, room = _decodes(request, group, terms), _rooms(request, group, terms)
+    stall = stalls(group, prefill_ms, terms)
+    decode, room = decodes(request, group, terms), rooms(request, group, terms)
     ttft_ms = group.load("queue_ms") + load_ms + pull_ms + prefill_ms + room
     return ttft_ms + prefill_ms * terms.crowding + stall + decode
-
-
-def pairs(request: Request, prefillers: Lineup, decoders: Lineup, terms: Terms) -> Floats:
-    """Return the least that each pair can cost: a row a decoder, a column a prefiller."""
-    prompt = prompts(request, prefillers, terms)
-    first = prefillers.load("queue_ms") + prompt.load_ms + prompt.pull_ms + prompt.prefill_ms
-    costs = _tails(request, prefillers, prompt, decoders, terms)
-    costs += first
-    costs += prompt.prefill_ms * terms.crowding
-    costs += _stalls(prefillers, prompt.prefill_ms, terms)
-    costs += _decodes(request, decoders, terms)[:, None]
-    costs += _rooms(request, decoders, terms)[:, None]
-    return costs
 
 
 def cheapest(bounds: Floats, price: Callable[[int], Option], most: int) -> list[Option]:
@@ -98,33 +84,40 @@ def _kinds(group: Lineup, terms: Terms) -> Ints:
     return kinds
 
 
-def _stalls(group: Lineup, prefill_ms: Floats, terms: Terms) -> Floats:
+def stalls(group: Lineup, prefill_ms: Floats, terms: Terms) -> Floats:
     prefills = group.board.prefills[group.rows]
     decoding = np.where(prefills, group.load("running"), group.requests())
     share = group.board.speed(lambda one: one.prefill_stalls_decode)[group.rows]
     return decoding * prefill_ms * share * terms.cost.decode_weight
 
 
-def _decodes(request: Request, group: Lineup, terms: Terms) -> Floats:
+def decodes(request: Request, group: Lineup, terms: Terms) -> Floats:
     context = request.prompt_tokens + terms.expected_output_tokens / 2
     expected = terms.expected_output_tokens
     added_ms = group.board.speed(lambda one: one.added_step_ms(context) * expected)[group.rows]
     return group.requests() * added_ms * terms.cost.decode_weight
 
 
-def _rooms(request: Request, group: Lineup, terms: Terms) -> Floats:
+def rooms(request: Request, group: Lineup, terms: Terms) -> Floats:
     """As if all blocks of the prompt were in use by others already, where blocks may run out."""
     total, used = group.board.total_blocks[group.rows], group.load("used_blocks")
-    chain_blocks = len(request.chain) // HASH_BYTES
     tokens = request.prompt_tokens + terms.expected_output_tokens
-    scarce = total < used + 2 * chain_blocks
-    missing = used + tokens / terms.block_size - np.where(scarce, chain_blocks, 0.0) - total
+    shared = np.where(scarce(request, group), len(request.chain) // HASH_BYTES, 0.0)
+    missing = used + tokens / terms.block_size - shared - total
     waits = (total > 0) & (missing > 0) & (used > 0)
     if not waits.any():
         return np.zeros(len(group))
     return np.where(waits, missing / np.maximum(used, 1.0) * _step_ms(group), 0.0) * (
         terms.expected_output_tokens
     )
+
+
+def scarce(request: Request, group: Lineup) -> Flags:
+    """Return where blocks may run out: what a prompt shares there is looked up (fleet.py)."""
+    total, used = group.board.total_blocks[group.rows], group.load("used_blocks")
+    needed = used + 2 * (len(request.chain) // HASH_BYTES)
+    found: Flags = (total > 0) & (total < needed)
+    return found
 
 
 def _step_ms(group: Lineup) -> Floats:
@@ -134,39 +127,3 @@ def _step_ms(group: Lineup) -> Floats:
         + group.load("running") * speed(lambda one: one.decode_ms_per_seq)[rows]
         + group.load("kv_tokens") * speed(lambda one: one.decode_ms_per_kv_token)[rows]
     )
-
-
-def _tails(
-    request: Request, prefillers: Lineup, prompt: Prompts, decoders: Lineup, terms: Terms
-) -> Floats:
-    """Return what is left of each pair's transfer when the prompt is computed (pairs.py)."""
-    all_ms = _transfers(request, prefillers, decoders, terms)
-    uncached = request.prompt_tokens - prompt.cached_blocks * terms.block_size
-    batch = prefillers.board.speed(lambda one: float(one.max_num_batched_tokens))[prefillers.rows]
-    chunks = np.maximum(1.0, np.ceil(uncached / batch))
-    hidden_ms = prompt.prefill_ms * (chunks - 1) / chunks
-    left: Floats = np.maximum(all_ms - hidden_ms, all_ms / chunks)
-    return left
-
-
-def _transfers(request: Request, prefillers: Lineup, decoders: Lineup, terms: Terms) -> Floats:
-    latency_ms, ms_per_byte = _links(prefillers, decoders, terms)
-    blocks = -(-request.prompt_tokens // terms.block_size)
-    missing = (blocks - decoders.held())[:, None]
-    sizes = prefillers.board.block_bytes[prefillers.rows]
-    return np.where(missing > 0, latency_ms + missing * sizes * ms_per_byte, 0.0)
-
-
-def _links(prefillers: Lineup, decoders: Lineup, terms: Terms) -> tuple[Floats, Floats]:
-    """Return each pair's latency in milliseconds, and its milliseconds per byte."""
-    config, board = terms.transfer, prefillers.board
-    rates = [config.same_host_gb_s, config.same_rack_gb_s, config.far_gb_s]
-    near, rack, far = (1 / (rate * BYTES_PER_MS) for rate in rates)
-    if not (board.hosts.any() or board.racks.any()):
-        return np.array(config.far_ms), np.array(far)
-    same = []
-    for places in (board.hosts, board.racks):
-        one, other = places[prefillers.rows], places[decoders.rows][:, None]
-        same.append((one == other) & (one > 0))
-    latency_ms = np.select(same, [config.same_host_ms, config.same_rack_ms], config.far_ms)
-    return latency_ms, np.select(same, [near, rack], far)

@@ -4,7 +4,7 @@ Its own: until its turn, bringing cached blocks to the device, computing the res
 comes while the target is busy with it waits longer, and whoever decodes there has longer steps.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,6 +14,7 @@ from stafette.router.request import Candidate, Option, Request, Source
 from stafette.router.transfer_cost import TransferConfig, tier_ms, transfer_ms
 
 _new = tuple.__new__
+_NO_BLOCKS = (0, 0, 0)  # on the tiers below the device
 _NAMES = ("queue", "load", "pull", "prefill", "crowd", "stall", "decode", "room")
 
 
@@ -84,7 +85,9 @@ def prompt_on(request: Request, candidate: Candidate, terms: Terms) -> Prompt:
     found = terms.prompts.get(alike)
     if found is None:
         found = _prompt_on(request, candidate, terms)
-        if not any(candidate.overlap[1:]):  # else it may be a source itself, and not for itself
+        if (
+            candidate.overlap[1:] == _NO_BLOCKS
+        ):  # else it may be a source itself, and not for itself
             terms.prompts[alike] = found
     return found
 
@@ -98,22 +101,30 @@ def _prompt_on(request: Request, candidate: Candidate, terms: Terms) -> Prompt:
     return pulled if pulled.ms < own.ms else own
 
 
-def option_on(request: Request, candidate: Candidate, terms: Terms) -> Option:
-    """Return what it costs when one target does all of it."""
-    prompt = prompt_on(request, candidate, terms)
-    cached_blocks, load_ms, pull_ms, prefill_ms, source = prompt
-    load = candidate.load
-    crowd = prefill_ms * terms.crowding
-    stall = stall_ms(candidate, prefill_ms, terms) if load.requests else 0.0
-    decode = decode_ms(request, candidate, terms) if load.requests else 0.0
-    room = room_ms(request, candidate, terms) if load.used_blocks else 0.0
-    ttft_ms = load.queue_ms + load_ms + pull_ms + prefill_ms + room
-    values = (load.queue_ms, load_ms, pull_ms, prefill_ms, crowd, stall, decode, room)
-    cost = ttft_ms + crowd + stall + decode
-    cached = min(cached_blocks * terms.block_size, request.prompt_tokens - 1)
-    target = candidate.spec.cache.target
-    # Made for every candidate of every request: this is the fast way to make a named tuple.
-    return _new(Option, (target, None, cost, _NAMES, values, ttft_ms, cached, source))
+def options_on(request: Request, candidates: Iterable[Candidate], terms: Terms) -> list[Option]:
+    """Return for each of them what it costs when that one does all of it."""
+    last, block_size, crowding = request.prompt_tokens - 1, terms.block_size, terms.crowding
+    options = []
+    for one in candidates:
+        cached_blocks, load_ms, pull_ms, prefill_ms, source = prompt_on(request, one, terms)
+        load = one.load
+        queue_ms, crowd, stall, decode, room = load.queue_ms, prefill_ms * crowding, 0.0, 0.0, 0.0
+        if load.waiting or load.running:
+            stall = stall_ms(one, prefill_ms, terms)
+            decode = decode_ms(request, one, terms)
+        if load.used_blocks:
+            room = room_ms(request, one, terms)
+        ttft_ms = queue_ms + load_ms + pull_ms + prefill_ms + room
+        values = (queue_ms, load_ms, pull_ms, prefill_ms, crowd, stall, decode, room)
+        cost = ttft_ms + crowd + stall + decode
+        cached = cached_blocks * block_size
+        if cached > last:
+            cached = last
+        target = one.spec.cache.target
+        # Made for every candidate of every request: this is the fast way to make a named tuple.
+        made = _new(Option, (target, None, cost, _NAMES, values, ttft_ms, cached, source))
+        options.append(made)
+    return options
 
 
 def stall_ms(candidate: Candidate, prefill_ms: float, terms: Terms) -> float:
@@ -147,12 +158,12 @@ def room_ms(request: Request, candidate: Candidate, terms: Terms) -> float:
 
 def _own_blocks(request: Request, candidate: Candidate, terms: Terms) -> Prompt:
     """Return the best use of what the target has itself: computing may beat a slow tier."""
-    device, *slower = candidate.overlap
+    device, slower = candidate.overlap.device, candidate.overlap[1:]
     best = _computed(request, candidate, device, 0.0, terms)
-    if not any(slower):
+    if slower == _NO_BLOCKS:
         return best
     for level in range(1, len(slower) + 1):
-        taken = slower[:level] + [0] * (len(slower) - level)
+        taken = slower[:level] + _NO_BLOCKS[level:]
         loaded = (taken[0], taken[1], taken[2])
         load_ms = tier_ms(loaded, candidate.spec.block_bytes, terms.transfer)
         tried = _computed(request, candidate, device + sum(loaded), load_ms, terms)
@@ -164,9 +175,11 @@ def _computed(
     request: Request, candidate: Candidate, cached_blocks: int, load_ms: float, terms: Terms
 ) -> Prompt:
     # The last token is always computed, for its logits.
-    cached = min(cached_blocks * terms.block_size, request.prompt_tokens - 1)
-    prefill_ms = candidate.performance.prefill_ms(request.prompt_tokens - cached, cached)
-    return Prompt(cached_blocks, load_ms, 0.0, prefill_ms)
+    uncached = request.prompt_tokens - cached_blocks * terms.block_size
+    if uncached < 1:
+        uncached = 1
+    cached = request.prompt_tokens - uncached
+    return Prompt(cached_blocks, load_ms, 0.0, candidate.performance.prefill_ms(uncached, cached))
 
 
 def _best_source(candidate: Candidate, own: Prompt, terms: Terms) -> Candidate | None:

@@ -59,7 +59,9 @@ class Fleet:
 
     def set_state(self, target: str, healthy: bool, draining: bool) -> None:
         member = self[target]
-        member.healthy, member.draining = healthy, draining
+        member.away = "is draining" if draining else None
+        if not healthy:
+            member.away = "is not healthy"
         self._board = None
 
     def set_role(self, target: str, role: Role) -> None:
@@ -87,11 +89,10 @@ class Fleet:
         if self._is_large():
             return self._lineup(request, match, now)
         able, left_out = [], {}
-        overlaps = match.overlaps() if match else {}
+        filters, overlaps = self.filter_config, match.overlaps() if match else {}
         for target, member in self.members.items():
-            performance = member.learner.performance
-            load = member.load.view(now, performance.prefill_ms_per_token)
-            reason = member.away or reason_against(request, member.spec, load, self.filter_config)
+            load = member.load.view(now, member.learner.performance.prefill_ms_per_token)
+            reason = member.away or reason_against(request, member.spec, load, filters)
             if reason is not None:
                 left_out[target] = reason
             else:
@@ -127,8 +128,10 @@ class Fleet:
     ) -> Candidate:
         spec, performance, last = member.spec, member.learner.performance, member.last
         # What is shared matters where blocks may run out: to look for it takes time.
-        needed = load.used_blocks + 2 * (len(request.chain) // HASH_BYTES)
-        if self.always_shared or 0 < spec.total_blocks < needed:
+        room = spec.total_blocks - load.used_blocks
+        if self.always_shared or (
+            spec.total_blocks and room < 2 * len(request.chain) // HASH_BYTES
+        ):
             shared = member.load.shared(request.chain)
             return Candidate(spec, overlap, load, performance, shared)
         if last and last[0] is spec and last[2] is load and last[3] is performance:

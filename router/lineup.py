@@ -3,6 +3,7 @@ made when it is asked for, and what concerns all is calculated from the board's 
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from operator import itemgetter
 from typing import overload
 
 import numpy as np
@@ -10,12 +11,14 @@ import numpy as np
 from stafette.router.board import Board, Floats, Ints
 from stafette.router.filters import by_role
 from stafette.router.index import NOTHING, Match, Overlap
+from stafette.router.lots import lot
 from stafette.router.request import Candidate, Option
 
 # A list of them, or a lineup: which is asked by its type, as `isinstance` of a Sequence takes long.
 Group = Sequence[Candidate]
 Sources = list[tuple[int, Candidate]]  # how many blocks each of them holds; the most first
 _MOST_SOURCES = 8
+_blocks = itemgetter(0)
 
 
 class Lineup(Sequence[Candidate]):
@@ -52,6 +55,11 @@ class Lineup(Sequence[Candidate]):
     def held(self) -> Ints:
         """Return how many blocks of the prompt each of them holds."""
         return self.holdings.totals[self.holdings.of_row[self.rows]]
+
+    def drawn(self, request: int) -> "Lineup":
+        """Return the same targets in the order of their lots (lots.py)."""
+        lots = lot(request, self.board.numbers[self.rows])
+        return self._some(self.rows[np.argsort(lots)])
 
     def parted(self) -> tuple["Lineup", "Lineup"]:
         """Return who only computes prompts, and the others."""
@@ -126,12 +134,12 @@ def sources(group: Group) -> tuple[int, Sources]:
     """Return the most blocks that anybody holds, and who holds more than everybody does."""
     if type(group) is Lineup:
         return _sources_of_many(group)
-    totals = {overlap: overlap.total for overlap in {one.overlap for one in group}}
+    distinct = {one.overlap for one in group}
+    if len(distinct) == 1:
+        return distinct.pop().total, []
+    totals = {overlap: overlap.total for overlap in distinct}
     most, least = max(totals.values()), min(totals.values())
-    if most == least:
-        return most, []
-    held = [(totals[one.overlap], one) for one in group]
-    more = [holder for holder in held if holder[0] > least]
+    more = [(held, one) for one in group if (held := totals[one.overlap]) > least]
     more.sort(key=_blocks, reverse=True)
     return most, more[:_MOST_SOURCES]
 
@@ -144,7 +152,3 @@ def _sources_of_many(group: Lineup) -> tuple[int, Sources]:
     more = np.flatnonzero(held > least)
     first = more[np.argsort(-held[more], kind="stable")[:_MOST_SOURCES]].tolist()
     return most, [(int(held[at]), group[at]) for at in first]
-
-
-def _blocks(holder: tuple[int, Candidate]) -> int:
-    return holder[0]

@@ -12,13 +12,5 @@ class Member:
     spec: WorkerSpec
     load: Load
     learner: Learner
-    healthy: bool = True
-    draining: bool = False
+    away: str | None = None  # why it takes no requests now, whatever they are
     last: Candidate | None = None  # as it was the last time: most stay as they are
-
-    @property
-    def away(self) -> str | None:
-        """Why it takes no requests now, whatever they are."""
-        if not self.healthy:
-            return "is not healthy"
-        return "is draining" if self.draining else None

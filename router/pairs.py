@@ -5,13 +5,17 @@ the other. One target doing both is the case of no pair.
 from collections.abc import Sequence
 from itertools import product
 from math import ceil
+from operator import attrgetter
 
-from stafette.router import bounds
-from stafette.router.cost import Prompt, Terms, decode_ms, option_on, prompt_on, room_ms, stall_ms
+from stafette.router import bounds, pair_bounds
+from stafette.router.cost import Prompt, Terms, decode_ms, options_on, prompt_on, room_ms, stall_ms
 from stafette.router.lineup import Lineup
+from stafette.router.lots import number_of
+from stafette.router.policy import lots_of
 from stafette.router.request import Candidate, Option, Request
 from stafette.router.transfer_cost import transfer_ms
 
+_cost = attrgetter("cost")
 _NAMES = (
     "queue",
     "load",
@@ -34,14 +38,16 @@ def options(
 ) -> list[Option]:
     """Return the cheapest ways, cheapest first: up to `most` decoders alone, and as many pairs.
 
-    Of equal ones the first in the groups' order count.
+    Where more are equal than there is room for, lots are drawn.
     """
     if type(decoders) is Lineup:
         found = _of_many(request, prefillers, decoders, terms, most)
     else:
-        alone = [option_on(request, one, terms) for one in decoders]
-        found = [*_least(alone, most), *_least(_pairs(request, prefillers, decoders, terms), most)]
-    return sorted(found, key=_total)
+        found = _least(request, options_on(request, decoders, terms), most)
+        if prefillers:
+            found += _least(request, _pairs(request, prefillers, decoders, terms), most)
+    found.sort(key=_cost)
+    return found
 
 
 def _of_many(
@@ -51,21 +57,24 @@ def _of_many(
     terms: Terms,
     most: int,
 ) -> list[Option]:
-    def alone(at: int) -> Option:
-        return option_on(request, decoders[at], terms)
+    name = number_of(request.request_id)
+    group = decoders.drawn(name) if len(decoders) > most else decoders
 
-    found = bounds.cheapest(bounds.alone(request, decoders, terms), alone, most)
+    def alone(at: int) -> Option:
+        return options_on(request, [group[at]], terms)[0]
+
+    found = bounds.cheapest(bounds.alone(request, group, terms), alone, most)
     if type(prefillers) is not Lineup:
         return found
+    if len(prefillers) * len(decoders) > most:
+        prefillers, decoders = prefillers.drawn(name), decoders.drawn(name)
 
     def pair(at: int) -> Option:
-        decoder, prefiller = divmod(at, len(prefillers))
-        first = prefillers[prefiller]
-        half = first, prompt_on(request, first, terms)
-        return _pair(request, half, decoders[decoder], terms)
+        decoder, first = decoders[at // len(prefillers)], prefillers[at % len(prefillers)]
+        return _pair(request, (first, prompt_on(request, first, terms)), decoder, terms)
 
-    least = bounds.pairs(request, prefillers, decoders, terms)
-    return [*found, *bounds.cheapest(least.ravel(), pair, most)]
+    numbers, least = pair_bounds.pairs(request, prefillers, decoders, terms, most)
+    return [*found, *bounds.cheapest(least, lambda at: pair(int(numbers[at])), most)]
 
 
 def _pairs(
@@ -75,8 +84,14 @@ def _pairs(
     return [_pair(request, half, decoder, terms) for decoder, half in product(decoders, first)]
 
 
-def _least(options: list[Option], most: int) -> list[Option]:
-    return sorted(options, key=_total)[:most] if len(options) > most else options
+def _least(request: Request, options: list[Option], most: int) -> list[Option]:
+    if len(options) <= most:
+        return options
+    last = sorted(map(_cost, options))[most - 1]
+    drawn = lots_of(request.request_id)
+    near = [option for option in options if option.cost <= last]
+    near.sort(key=lambda option: (option.cost, drawn(option)))
+    return near[:most]
 
 
 def _pair(
@@ -115,7 +130,3 @@ def _tail_ms(
     chunks = max(1, ceil(uncached / prefiller.performance.max_num_batched_tokens))
     hidden_ms = prompt.prefill_ms * (chunks - 1) / chunks
     return max(all_ms - hidden_ms, all_ms / chunks)
-
-
-def _total(option: Option) -> float:
-    return option.cost

@@ -1,17 +1,16 @@
 """The contract of a policy: it puts a price on each candidate; the cheapest one is chosen."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
 from math import exp
 
 from stafette.router.cost import Terms
 from stafette.router.errors import InvalidValue
+from stafette.router.lots import lot, number_of, number_of_target
 from stafette.router.request import Candidate, Option, Request
 
-_DIGEST_BYTES = 8
-_DIGESTS = float(1 << 64)
+_NUMBERS = float(1 << 64)
 
 
 class Policy(ABC):
@@ -47,8 +46,7 @@ class PickConfig:
 def pick(options: Sequence[Option], key: str, config: PickConfig) -> Option:
     """Choose one of the options, which are sorted by cost.
 
-    Chance comes from `key`, the request's name: the same everywhere for one request, another for
-    the next one. So equal targets share the work, also when routers cannot talk to each other.
+    Chance comes from `key`, the request's name (lots.py).
     """
     if config.temperature > 0:
         return _softly(options, key, config.temperature)
@@ -56,13 +54,23 @@ def pick(options: Sequence[Option], key: str, config: PickConfig) -> Option:
     if len(options) == 1 or options[1].cost > close:
         return options[0]
     ties = [option for option in options if option.cost <= close]
-    return max(ties, key=lambda option: chance(key, option.decode, option.prefill or ""))
+    return min(ties, key=lots_of(key))
+
+
+def lots_of(key: str) -> Callable[[Option], tuple[int, int]]:
+    """Return what draws the lots of an option, for the request of that name."""
+    request = number_of(key)
+
+    def drawn(option: Option) -> tuple[int, int]:
+        first = lot(request, number_of_target(option.decode))
+        return first, lot(request, number_of_target(option.prefill)) if option.prefill else 0
+
+    return drawn
 
 
 def chance(*parts: str) -> float:
     """Return a number in 0..1 that these names always have and that looks random."""
-    digest = blake2b("\0".join(parts).encode(), digest_size=_DIGEST_BYTES).digest()
-    return int.from_bytes(digest, "little") / _DIGESTS
+    return number_of("\0".join(parts)) / _NUMBERS
 
 
 def _softly(options: Sequence[Option], key: str, temperature: float) -> Option:

@@ -39,13 +39,29 @@ def tier_ms(blocks: tuple[int, int, int], block_bytes: int, config: TransferConf
     return per_gb_s * block_bytes / BYTES_PER_MS
 
 
+def links(config: TransferConfig) -> tuple[tuple[float, float], ...]:
+    """Return of each kind of way its latency in milliseconds and its milliseconds per byte.
+
+    The kinds are: within a host, within a rack, far.
+    """
+    return (
+        _way(config.same_host_ms, config.same_host_gb_s),
+        _way(config.same_rack_ms, config.same_rack_gb_s),
+        _way(config.far_ms, config.far_gb_s),
+    )
+
+
 def link(one: WorkerSpec, other: WorkerSpec, config: TransferConfig) -> tuple[float, float]:
     """Return the latency in milliseconds and the milliseconds per byte between two targets."""
     if one.host and one.host == other.host:
-        return config.same_host_ms, 1 / (config.same_host_gb_s * BYTES_PER_MS)
+        return _way(config.same_host_ms, config.same_host_gb_s)
     if one.rack and one.rack == other.rack:
-        return config.same_rack_ms, 1 / (config.same_rack_gb_s * BYTES_PER_MS)
-    return config.far_ms, 1 / (config.far_gb_s * BYTES_PER_MS)
+        return _way(config.same_rack_ms, config.same_rack_gb_s)
+    return _way(config.far_ms, config.far_gb_s)
+
+
+def _way(latency_ms: float, gb_s: float) -> tuple[float, float]:
+    return latency_ms, 1 / (gb_s * BYTES_PER_MS)
 
 
 def transfer_ms(

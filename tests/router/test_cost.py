@@ -2,7 +2,7 @@
 
 import pytest
 
-from stafette.router.cost import CostConfig, Terms, crowding, option_on, prompt_on
+from stafette.router.cost import CostConfig, Terms, crowding, options_on, prompt_on
 from stafette.router.errors import InvalidValue
 from stafette.router.index import NOTHING, CacheSpec, Overlap
 from stafette.router.load import IDLE, LoadView
@@ -38,20 +38,20 @@ def terms(*sources, crowd=0.0, transfer=None, **cost) -> Terms:
 
 
 def cost_terms(one: Candidate, about: Terms) -> dict[str, float]:
-    option = option_on(REQUEST, one, about)
+    (option,) = options_on(REQUEST, [one], about)
     assert option.cost == pytest.approx(sum(option.terms.values()))
     return {name: value for name, value in option.terms.items() if value}
 
 
 def test_idle_target_costs_the_uncached_tokens():
-    option = option_on(REQUEST, candidate(overlap=Overlap(device=4)), terms())
+    (option,) = options_on(REQUEST, [candidate(overlap=Overlap(device=4))], terms())
 
     assert option.cost == option.ttft_ms == 60.0
     assert option.cached_tokens == 40
 
 
 def test_last_token_is_computed_even_when_everything_is_cached():
-    option = option_on(REQUEST, candidate(overlap=Overlap(device=10)), terms())
+    (option,) = options_on(REQUEST, [candidate(overlap=Overlap(device=10))], terms())
 
     assert (option.cached_tokens, option.cost) == (99, 1.0)
 

@@ -1,5 +1,7 @@
 """A large fleet is calculated at once: every decision is what looking at each target would give."""
 
+import random
+from collections import Counter
 from unittest.mock import patch
 
 import pytest
@@ -212,6 +214,96 @@ def test_all_at_once_decides_and_explains_as_one_by_one(group, course, pull, fil
     twins.close()
 
 
+@pytest.mark.parametrize("seed", range(60))
+def test_pairs_that_are_not_calculated_are_none_of_the_cheapest(seed):
+    rng = random.Random(seed)
+    rates = rng.choice([{}, {}, {"far_gb_s": 50.0, "far_ms": 0.0}])  # also: far is the fastest
+    network = TransferConfig(pull=rng.random() < 0.3, **rates)
+    twins = Twins(RouterConfig(priors=PRIORS, transfer=network))
+    levels = rng.choice([2, 1_000])  # many equal loads, or none
+    scarce = rng.random() < 0.4
+
+    for number in range(rng.randint(8, 30)):
+        host, rack = rng.choice([("", ""), ("", "r1"), (f"h{number // 6}", f"r{number // 12}")])
+        total = rng.choice([0, 26, 30]) if scarce else 0
+        kind = {"worker_class": rng.choice(["fast", "fast", "slow"]), "block_bytes": 1_000_000}
+        role = "prefill" if number % 3 == 0 else "decode"
+        place = {"host": host, "rack": rack, "role": role, "total_blocks": total}
+        twins.register(_plain(f"w{number}", **(kind | place)))
+        if role == "prefill":
+            twins.load(f"w{number}", rng.randrange(levels), 0, 0)
+        else:
+            if scarce and rng.random() < 0.7:
+                twins.place(_prompt(rng.randrange(2), 12, pinned=f"w{number}"))
+                twins.first_token(twins.placed)
+            twins.load(f"w{number}", 0, rng.randrange(min(levels, 40)), rng.choice([0, 12, 20]))
+        if rng.random() < 0.3:
+            twins.hold(f"w{number}", rng.randrange(2), rng.randint(1, 12))
+    for most in (1, 2, 3):
+        with patch.object(kv, "_MOST", most):
+            twins.place(_prompt(rng.randrange(3), rng.randint(4, 12)))
+
+    twins.close()
+
+
+def test_a_decoder_that_is_worse_by_itself_wins_where_the_way_to_it_is_the_faster_one():
+    slow_host = TransferConfig(pull=False, same_host_gb_s=0.001, far_gb_s=50.0, far_ms=0.0)
+    twins = Twins(RouterConfig(priors=PRIORS, transfer=slow_host))
+    for name, role, host in (("p", "prefill", "h"), ("near", "decode", "h"), ("far", "decode", "")):
+        twins.register(_plain(name, role=role, host=host, block_bytes=1_000_000))
+    twins.load("near", 0, 20, 10)
+    twins.load("far", 0, 21, 10)
+
+    with patch.object(kv, "_MOST", 1):
+        twins.place(_prompt(0, 12, expected_output_tokens=1))
+
+    (decision,) = twins.at_once.explain(1)
+    assert [one.decode for one in decision.options if one.prefill] == ["far"]
+    twins.close()
+
+
+@pytest.mark.parametrize("many", [1, 1_000])
+@pytest.mark.parametrize(("prefillers", "decoders"), [(0, 120), (12, 15)])
+def test_equal_targets_share_the_work_however_many_they_are(many, prefillers, decoders):
+    router = KvRouter(HASHERS, RouterConfig(priors=PRIORS), lambda: 100.0)
+    router.fleet.many = many
+    for number in range(prefillers + decoders):
+        role = "prefill" if number < prefillers else "decode"
+        router.register(_plain(f"w{number}", role=role))
+        if role == "decode":  # too busy to compute prompts where somebody else can
+            router.report_load(f"w{number}", LoadReport(100.0, 0, 9, 10))
+
+    prompts = [_named(_prompt(0, 12), f"r{number}") for number in range(600)]
+    chosen = [router.preview(prompt) for prompt in prompts]
+
+    decode, prefill = Counter(one.decode for one in chosen), Counter(one.prefill for one in chosen)
+    assert len(decode) > 0.9 * decoders
+    assert max(decode.values()) < 4 * len(chosen) / decoders
+    assert len(prefill) == max(1, prefillers)
+    router.close()
+
+
+def test_equal_targets_are_chosen_alike_in_whatever_order_they_registered():
+    routers = [KvRouter(HASHERS, RouterConfig(priors=PRIORS)) for _ in range(3)]
+    names = [f"w{number}" for number in range(60)]
+    for router, order, many in zip(routers, (names, names[::-1], names), (1, 1, 99), strict=True):
+        router.fleet.many = many
+        for name in order:
+            router.register(_plain(name, role="prefill" if name < "w3" else "decode"))
+
+    for number in range(20):
+        one, *others = (router.preview(_named(_prompt(0, 0), f"r{number}")) for router in routers)
+        assert others == [one, one]
+
+    for router in routers:
+        router.close()
+
+
+def _plain(target, **options):
+    cache = CacheSpec(target=target, block_size=SIZE, model="m", fingerprint=FINGERPRINTS["m"])
+    return WorkerSpec(cache=cache, **({"worker_class": "fast"} | options))
+
+
 @pytest.mark.parametrize("name", ["round_robin", "least_loaded", "dynamo", "random", "session"])
 def test_policies_that_look_at_each_target_get_the_same_ones(name):
     twins = Twins(RouterConfig(priors=PRIORS, policy=PolicyConfig(name=name)))
@@ -229,8 +321,11 @@ def test_policies_that_look_at_each_target_get_the_same_ones(name):
     twins.close()
 
 
-def test_what_a_target_has_in_use_already_counts_where_blocks_run_out():
+@pytest.mark.parametrize("num_prefillers", [0, 2])
+def test_what_a_target_has_in_use_already_counts_where_blocks_run_out(num_prefillers):
     twins = Twins(RouterConfig(priors=PRIORS, transfer=TransferConfig(pull=False)))
+    for number in range(num_prefillers):
+        twins.register(_plain(f"p{number}", role="prefill"))
     for number in range(3):
         cache = CacheSpec(
             target=f"w{number}", block_size=SIZE, model="m", fingerprint=FINGERPRINTS["m"]
@@ -240,7 +335,8 @@ def test_what_a_target_has_in_use_already_counts_where_blocks_run_out():
         twins.place(_prompt(chain, blocks, pinned=target))
     for _ in range(2):
         twins.place(_prompt(0, 12, pinned="w2"))
-    for number in range(1, 7):
+    twins.place(_prompt(1, 9, pinned="w2"))  # so that it has most in use
+    for number in range(1, 8):
         twins.first_token(number)
     twins.wait(10.0)  # nothing is cached by guess any longer
 
