@@ -58,10 +58,7 @@ class Fleet:
         return member
 
     def set_state(self, target: str, healthy: bool, draining: bool) -> None:
-        member = self[target]
-        member.away = "is draining" if draining else None
-        if not healthy:
-            member.away = "is not healthy"
+        self[target].set_state(healthy, draining)
         self._board = None
 
     def set_role(self, target: str, role: Role) -> None:

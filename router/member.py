@@ -12,5 +12,13 @@ class Member:
     spec: WorkerSpec
     load: Load
     learner: Learner
-    away: str | None = None  # why it takes no requests now, whatever they are
+    healthy: bool = True
+    draining: bool = False
+    away: str | None = None  # why it takes no requests now, whatever they are: asked of it often
     last: Candidate | None = None  # as it was the last time: most stay as they are
+
+    def set_state(self, healthy: bool, draining: bool) -> None:
+        self.healthy, self.draining = healthy, draining
+        self.away = "is draining" if draining else None
+        if not healthy:
+            self.away = "is not healthy"
