@@ -21,7 +21,9 @@ from stafette.workers.mocker.speed_profile import Profile
 if TYPE_CHECKING:
     from stafette.workers.engine import Engine
 
+_READS = 5  # for each sample: they take milliseconds
 _QUICK = Plan(prompts=(32, 128, 256), shares=(0.0, 0.5), batches=(1, 2, 4), contexts=(64, 256))
+_TRANSFER = "by what blocks come from another process here (an endpoint's: see --transfer-gb-s)"
 _PLAN_FLAGS = (
     ("prompts", int, "lengths in tokens"),
     ("shares", float, "of a prompt that are cached"),
@@ -43,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name, kind, what in _PLAN_FLAGS:
         shown = " ".join(map(str, getattr(Plan(), name)))
         add(f"--{name}", type=kind, nargs="+", help=f"{what} (default: {shown})")
+    add("--transfer", choices=("shm", "tcp", "none"), default="shm", help=_TRANSFER)
     add("--transfer-gb-s", type=float, help="of KV into a worker: not measured, kept as told")
     add_flags(parser, EngineConfig, "engine")
 
@@ -55,6 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
         document = begin(arguments.out, target)
         with _progress(count(plan, target.limits)) as done:
             document = measure(document, target, plan, lambda news: news.write(arguments.out), done)
+    document = _with_transfers(document, arguments)
     document.write(arguments.out)
     print(table(document))
     tell(f"the profile is in {arguments.out}")
@@ -63,6 +67,23 @@ def run(arguments: argparse.Namespace) -> int:
     if not arguments.no_charts:
         draw(document, arguments.out, arguments.charts)
     return 0
+
+
+def _with_transfers(document: Document, arguments: argparse.Namespace) -> Document:
+    """Measure what the file does not hold; the engine is closed, and nobody else computes."""
+    told = arguments.transfer == "none" or arguments.transfer_gb_s is not None
+    if told or document.subject.get("device") != "cpu":  # a GPU's memory moves by other ways
+        return document
+    from stafette.platform.profiling.transferring import missing, open_transfers
+
+    block_bytes = document.base.kv_bytes_per_token * document.limits.block_size
+    wanted = missing(document.points, arguments.transfer, block_bytes)
+    if not wanted:
+        return document
+    with open_transfers(arguments.transfer, block_bytes) as transfers:
+        return document.with_points(
+            [transfers.measure(count, _READS * arguments.samples) for count in wanted]
+        )
 
 
 def table(document: Document) -> str:

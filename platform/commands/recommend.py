@@ -3,7 +3,7 @@
 import argparse
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from stafette.platform.commands.telling import tell
 from stafette.platform.frontend.errors import InvalidSetting
@@ -220,10 +220,12 @@ def _write(found: Candidate, search: Search, price: float, arguments: argparse.N
 def _subject(arguments: argparse.Namespace) -> Subject:
     """Return what is served: a config.json stands for its directory."""
     if arguments.profile is not None:
-        told = read_document(arguments.profile).subject
+        document = read_document(arguments.profile)
+        told = document.subject
         threads = told.get("threads") if told.get("device") == "cpu" else None
         model = arguments.model or str(told.get("model"))
-        known = {"num_cpus": threads} if isinstance(threads, int) else {}
+        known: dict[str, Any] = {"num_cpus": threads} if isinstance(threads, int) else {}
+        known["transport"] = next((p.transport for p in document.points if p.transport), "")
         return Subject(model, arguments.dtype, on_gpu=told.get("device") != "cpu", **known)
     if arguments.dtype not in (None, *get_args(DType)):
         remedy = "can be estimated, but no engine here runs it: leave out --out"

@@ -1,6 +1,6 @@
 """A profile as a file: what was measured, the step model that fits it, and what fits into memory.
 
-    {"format": "stafette.profile", "version": 1, "subject": {...}, "limits": {...},
+    {"format": "stafette.profile", "version": 2, "subject": {...}, "limits": {...},
      "points": [...], "errors": [...], "overheads": {...}, "model": {"step_ms": 6.0, ...}}
 
 `model` is what a mock worker is told (`stafette.workers.mocker.speed_profile.Profile`).
@@ -19,7 +19,8 @@ from stafette.platform.profiling.points import FEATURES, Point
 from stafette.workers.mocker.speed_profile import Profile
 
 FORMAT = "stafette.profile"
-VERSION = 1
+VERSION = 2  # 1 had no transfers
+_READABLE = (1, 2)
 _STEP_TERMS = FEATURES[:5]
 _PARTS = ("subject", "limits", "points", "model")
 
@@ -60,6 +61,10 @@ class Document:
         """The step model of the points; what they do not tell of is the base's."""
         found = self.fit.terms
         terms: dict[str, Any] = {name: found[name] for name in _STEP_TERMS if name in found}
+        per_mb = found.get("transfer_ms_per_mb", 0.0)
+        if per_mb:  # a megabyte a millisecond is a gigabyte a second
+            latency_ms = found.get("transfer_latency_ms", 0.0)
+            terms |= {"transfer_gb_s": 1 / per_mb, "transfer_latency_ms": latency_ms}
         return replace(self.base, **terms)
 
     def has(self, name: str) -> bool:
@@ -96,8 +101,8 @@ def read_document(path: Path) -> Document:
     if told.get("format") != FORMAT:
         remedy = f"is not a profile ({FORMAT}): make one with stafette profile or estimate"
         raise InvalidSetting("profile", str(path), remedy)
-    if told.get("version") != VERSION:
-        remedy = f"must be {VERSION}: measure again with this version"
+    if told.get("version") not in _READABLE:
+        remedy = f"must be {VERSION} or older: measure again with this version"
         raise InvalidSetting("profile.version", told.get("version"), remedy)
     for name in _PARTS:
         kind = list if name == "points" else dict

@@ -62,7 +62,11 @@ class EndpointTarget:
             began, first, *_ = self._times([*prefix, *self._prompt(new_tokens)], 1)
             seconds.append(first - began)
         steps = steps_of(new_tokens, self.limits.max_num_batched_tokens)
-        point = {"prompt_tokens": new_tokens, "cached_tokens": cached_tokens, "steps": steps}
+        point: dict[str, Any] = {
+            "prompt_tokens": new_tokens,
+            "cached_tokens": cached_tokens,
+            "steps": steps,
+        }
         return Point(kind="prefill", **summary(seconds), **point)
 
     def decode(self, batches: Sequence[int], context_tokens: int) -> list[Point]:
@@ -79,7 +83,7 @@ class EndpointTarget:
             steps = [(times[-1] - times[0]) / (len(times) - 1) for times in inside]
             middle = (begun + ended) / 2
             lengths = [sum(at <= middle for at in times[1:]) for times in streams]
-            point = {"batch": batch, "context_tokens": context_tokens}
+            point: dict[str, Any] = {"batch": batch, "context_tokens": context_tokens}
             kv_tokens = batch * context_tokens + sum(lengths)
             points.append(Point(kind="decode", **summary(steps), **point, kv_tokens=kv_tokens))
         return points

@@ -69,7 +69,11 @@ class EngineTarget:
                 raise InvalidSetting("--shares", f"{cached_tokens} tokens", remedy)
             seconds.append(took)
         steps = steps_of(new_tokens, self.limits.max_num_batched_tokens)
-        point = {"prompt_tokens": new_tokens, "cached_tokens": cached_tokens, "steps": steps}
+        point: dict[str, Any] = {
+            "prompt_tokens": new_tokens,
+            "cached_tokens": cached_tokens,
+            "steps": steps,
+        }
         return Point(kind="prefill", **summary(seconds), **point)
 
     def decode(self, batches: Sequence[int], context_tokens: int) -> list[Point]:
@@ -152,7 +156,7 @@ class _Batch:
                 kv_tokens += sum(self._lengths.values())
                 self._step()
             seconds.append((self._clock() - began) / _STEPS_A_SAMPLE)
-        point = {"batch": len(self._lengths), "context_tokens": context_tokens}
+        point: dict[str, Any] = {"batch": len(self._lengths), "context_tokens": context_tokens}
         point["kv_tokens"] = kv_tokens // (samples * _STEPS_A_SAMPLE)
         return Point(kind="decode", **summary(seconds), **point)
 

@@ -1,6 +1,6 @@
 """Fits the step model to points, by least squares of relative errors with no coefficient below 0.
 
-There are six terms, so that all subsets can be tried: the best one whose plain least squares are
+There are few terms, so that all subsets can be tried: the best one whose plain least squares are
 not negative is the exact solution.
 """
 

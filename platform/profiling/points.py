@@ -8,7 +8,8 @@ from typing import Any, Literal, get_args
 
 from stafette.platform.frontend.errors import InvalidSetting
 
-Kind = Literal["prefill", "decode"]
+Kind = Literal["prefill", "decode", "transfer"]
+Transport = Literal["shm", "tcp"]
 FEATURES = (
     "step_ms",
     "prefill_ms_per_token",
@@ -16,12 +17,17 @@ FEATURES = (
     "decode_ms_per_seq",
     "decode_ms_per_kv_token",
     "first_token_ms",  # of a request, outside of steps; no part of the step model
+    "transfer_latency_ms",  # nor are these two: of blocks that are read from another worker
+    "transfer_ms_per_mb",
 )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Point:
-    """A prefill's time is that to the first token, a decode's that of one step of all."""
+    """A prefill's time is that to the first token, a decode's that of one step of all.
+
+    A transfer's is that until all blocks have come.
+    """
 
     kind: Kind
     ms: float  # the median of the samples
@@ -34,11 +40,15 @@ class Point:
     batch: int = 0  # decode
     context_tokens: int = 0  # decode: of each sequence, as asked for
     kv_tokens: int = 0  # decode: of all sequences, on average over the samples
+    nbytes: int = 0  # transfer
+    transport: str = ""  # transfer
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
-            raise InvalidSetting("points.kind", self.kind, "must be prefill or decode")
-        for each in fields(self)[1:]:
+            raise InvalidSetting(
+                "points.kind", self.kind, f"must be one of {', '.join(get_args(Kind))}"
+            )
+        for each in fields(self)[1:-1]:
             value = getattr(self, each.name)
             plain = isinstance(value, int | float) and not isinstance(value, bool)
             if not plain or not isfinite(value) or value < 0:
@@ -51,16 +61,20 @@ class Point:
         """What was asked for: a point of this name is not measured again."""
         if self.kind == "prefill":
             return prefill_name(self.prompt_tokens, self.cached_tokens)
+        if self.kind == "transfer":
+            return f"transfer {self.nbytes / 1e6:.3g} MB by {self.transport}"
         return decode_name(self.batch, self.context_tokens)
 
     @property
     def features(self) -> tuple[float, ...]:
         """How often each term of the step model, in the order of FEATURES, is in this time."""
         if self.kind == "decode":
-            return 1.0, 0.0, 0.0, float(self.batch), float(self.kv_tokens), 0.0
+            return 1.0, 0.0, 0.0, float(self.batch), float(self.kv_tokens), 0.0, 0.0, 0.0
+        if self.kind == "transfer":
+            return 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0, self.nbytes / 1e6
         new = self.prompt_tokens
         pairs = new * (self.cached_tokens + new / 2)
-        return float(self.steps), float(new), pairs, 0.0, 0.0, 1.0
+        return float(self.steps), float(new), pairs, 0.0, 0.0, 1.0, 0.0, 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """Return what is not a default: a decode says nothing of prompts."""

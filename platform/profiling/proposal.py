@@ -24,6 +24,7 @@ class Subject:
     dtype: str | None = None  # None: the model's own
     on_gpu: bool = True
     num_cpus: int = _CPUS_A_WORKER  # of each worker; a CPU engine runs as many threads
+    transport: str = ""  # by which a hand-over was measured
 
 
 def fleet(candidate: Candidate, load: Load, slo: SloConfig, subject: Subject) -> dict[str, Any]:
@@ -45,7 +46,10 @@ def fleet(candidate: Candidate, load: Load, slo: SloConfig, subject: Subject) ->
             name: {"replicas": replicas, **worker, "engine": _own_flags(candidate)}
             for name, replicas in _pools(candidate).items()
         },
-        "router": {"priors": {name: _prior(engine) for name in _pools(candidate)}},
+        "router": {
+            "priors": {name: _prior(engine) for name in _pools(candidate)},
+            **_transfer(engine, subject.transport),
+        },
         "planner": {"slo": {"ttft_ms": slo.ttft_ms, "itl_ms": slo.itl_ms}},
     }
 
@@ -73,6 +77,16 @@ def _own_flags(candidate: Candidate) -> dict[str, int]:
         "max_num_seqs": engine.max_num_seqs,
         "max_num_batched_tokens": engine.max_num_batched_tokens,
     }
+
+
+def _transfer(engine: Engine, transport: str) -> dict[str, dict[str, float]]:
+    """Return what the router may believe of pulls, where a hand-over was measured."""
+    where = {"shm": "same_host", "tcp": "same_rack"}.get(transport)
+    if where is None:
+        return {}
+    speed = engine.profile
+    rate, latency = speed.transfer_gb_s, speed.transfer_latency_ms
+    return {"transfer": {f"{where}_gb_s": round(rate, 4), f"{where}_ms": round(latency, 4)}}
 
 
 def _prior(engine: Engine) -> dict[str, float]:

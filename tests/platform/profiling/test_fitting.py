@@ -12,7 +12,8 @@ PREFILLS = [
     (steps, steps * new, cached) for steps in (1, 2) for new in (64, 512) for cached in (0, 512)
 ]
 DECODES = [(batch, batch * context) for batch in (1, 4, 16) for context in (64, 1024)]
-TERMS = st.tuples(*(st.floats(most / 100, most) for most in (20.0, 2.0, 1e-3, 2.0, 1e-2, 10.0)))
+MOST = (20.0, 2.0, 1e-3, 2.0, 1e-2, 10.0, 5.0, 2.0)
+TERMS = st.tuples(*(st.floats(most / 100, most) for most in MOST))
 
 
 def points_of(terms, noise=lambda number: 1.0):
@@ -21,6 +22,7 @@ def points_of(terms, noise=lambda number: 1.0):
         for steps, new, cached in PREFILLS
     ]
     drawn += [Point(kind="decode", ms=1.0, batch=batch, kv_tokens=kv) for batch, kv in DECODES]
+    drawn += [Point(kind="transfer", ms=1.0, nbytes=size) for size in (10_000, 1 << 20, 64 << 20)]
     named = dict(zip(FEATURES, terms, strict=True))
     return [
         Point(
@@ -31,6 +33,7 @@ def points_of(terms, noise=lambda number: 1.0):
             cached_tokens=point.cached_tokens,
             batch=point.batch,
             kv_tokens=point.kv_tokens,
+            nbytes=point.nbytes,
         )
         for number, point in enumerate(drawn)
     ]

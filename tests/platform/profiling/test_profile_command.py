@@ -30,11 +30,26 @@ def test_an_engine_is_measured(profile):
         "prefill 32 after 32",
         "decode 2 x 16",
         "decode 1 x 16",
+        *(f"transfer {size} MB by shm" for size in ("0.369", "1.47", "5.9", "23.6")),
     ]
     assert all(point.low_ms <= point.ms <= point.high_ms for point in found.points)
     # SmolLM2: 30 layers, 3 KV heads of 64, keys and values of 2 bytes
     assert found.model.kv_bytes_per_token == 30 * 3 * 64 * 2 * 2
     assert found.limits.kv_tokens == 64 * 16
+
+
+def test_what_a_hand_over_takes_is_measured_and_in_the_model(profile):
+    found = read_document(profile)
+
+    per_mb = found.fit.terms["transfer_ms_per_mb"]
+    assert found.model.transfer_gb_s == pytest.approx(1 / per_mb)
+    assert found.model.transfer_latency_ms == found.fit.terms["transfer_latency_ms"]
+
+
+def test_another_way_needs_another_file(profile, capsys):
+    assert cli.main(["profile", str(profile), *SMALL, *PLAN, "--transfer", "tcp"]) == 1
+
+    assert "the file has shm: name another file" in capsys.readouterr().err
 
 
 def test_a_mock_worker_reads_the_model(profile):

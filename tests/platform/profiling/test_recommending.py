@@ -190,6 +190,8 @@ def test_a_measured_profile_stands_for_model_and_hardware(tmp_path, capsys):
     points = (
         Point(kind="prefill", ms=110.0, prompt_tokens=1000),
         Point(kind="decode", ms=12.0, batch=1, kv_tokens=1000),
+        Point(kind="transfer", ms=0.5, nbytes=1_000_000, transport="shm"),
+        Point(kind="transfer", ms=2.0, nbytes=4_000_000, transport="shm"),
     )
     subject = {"model": "smollm2", "device": "cpu", "threads": 2}
     Document(subject=subject, limits=LIMITS, points=points).write(path)
@@ -203,6 +205,7 @@ def test_a_measured_profile_stands_for_model_and_hardware(tmp_path, capsys):
     assert config.model == "smollm2"
     for prior in config.router.priors.values():  # the router begins with what was measured
         assert prior.prefill_ms(1000) == pytest.approx(110.0, rel=1e-3)
+    assert config.router.transfer.same_host_gb_s == pytest.approx(2.0)
     assert {(pool.num_cpus, pool.num_gpus) for pool in config.pools.values()} == {(2, 0)}
 
 
