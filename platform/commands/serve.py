@@ -37,6 +37,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     fleet.add_argument(
         "--detach", action="store_true", help="leave it running on the cluster, and return"
     )
+    fleet.add_argument(
+        "--api-server-count",
+        type=int,
+        metavar="N",
+        help="frontends; those of a host share the port (frontend.replicas)",
+    )
     parser.add_argument(
         "--metrics-port",
         type=int,
@@ -62,6 +68,9 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.local:
         if arguments.config is not None:
             raise InvalidSetting("config", str(arguments.config), "means nothing with --local")
+        if arguments.api_server_count is not None:
+            remedy = "means nothing with --local, where API and engine are one process"
+            raise InvalidSetting("--api-server-count", arguments.api_server_count, remedy)
         return serve_local.run(arguments)
     if arguments.config is None:
         raise InvalidSetting(
@@ -82,6 +91,8 @@ def assignments(arguments: argparse.Namespace) -> Iterator[str]:
         if not all(adapter.partition("=")):
             raise InvalidSetting("--lora", adapter, "must be NAME=DIR")
         yield f"lora_modules.{adapter}"
+    if arguments.api_server_count is not None:
+        yield f"frontend.replicas={arguments.api_server_count}"
     if arguments.metrics_port is not None:
         yield f"metrics.port={arguments.metrics_port}"
 

@@ -85,7 +85,9 @@ def test_a_missing_model_is_one_line():
         (["--local", "--lora", "nonsense"], "--lora = 'nonsense'"),
         (["--local", "--api-keys", "/no/such/file"], "api_keys = '/no/such/file'"),
         (["--local", "--tls-keyfile", "key.pem"], "tls_keyfile = 'key.pem'"),
+        (["--local", "--api-server-count", "2"], "--api-server-count = 2: means nothing with"),
         ([LAPTOP, "--port", "70000"], "frontend.port = 70000"),
+        ([LAPTOP, "--api-server-count", "0"], "replicas = 0"),
         ([LAPTOP, "--max-model-len", "0"], "engine.max_model_len = 0"),
         ([LAPTOP, "--lora", "nonsense"], "--lora = 'nonsense': must be NAME=DIR"),
     ],
@@ -108,6 +110,16 @@ def test_flags_of_one_engine_are_settings_of_a_fleet():
     for pool in config.pools:
         engine = config.engine_flags(pool)
         assert (engine.max_num_seqs, engine.enable_prefix_caching) == (3, False)
+
+
+def test_several_frontends_are_asked_for_as_vllm_has_it():
+    parser = argparse.ArgumentParser()
+    serve.add_arguments(parser)
+    arguments = parser.parse_args([LAPTOP, "--api-server-count", "3"])
+
+    config = load(arguments.config, serve.assignments(arguments)).config
+
+    assert config.frontend.replicas == 3
 
 
 def test_keys_come_from_the_file_or_else_from_the_environment(tmp_path, monkeypatch):
