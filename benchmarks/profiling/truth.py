@@ -8,8 +8,9 @@ placed by the real router and handed over by the real dispatcher. The twin gets 
 real    Workers with the embedded model, a process of one thread each. First each is profiled alone,
         as an endpoint. Then four more numbers are measured, by other requests
         (truth_calibration.py): what a first token and a step take beside what the twin says, on
-        idle workers; and by how much each worker is slower while the other one is busy. The twin is
-        asked twice: first how busy each worker will be, and then, with speeds to match, again.
+        idle workers; and by how much each worker is slower while the other one is busy, from a
+        load at half of capacity that is not compared. The twin is asked twice: first how busy each
+        worker will be, and then, with speeds to match, again.
         This needs a machine with nothing else to do, for workers and clients share its cores.
 mock    Mock workers on the wall clock, of known speed: what is left is placing, queueing, batching.
         They need little of the machine, and only a first token's way is measured beforehand.
@@ -29,12 +30,13 @@ from pathlib import Path
 from benchmarks.common.report import Goal, Report
 from benchmarks.profiling.others import Others
 from benchmarks.profiling.truth_calibration import (
+    TOGETHER,
     Placing,
     Slowness,
     alone,
     first_beside_ms,
+    fitted,
     slower,
-    slowness,
     step_beside_ms,
 )
 from benchmarks.profiling.truth_stack import Stack
@@ -184,7 +186,11 @@ async def calibrate(
     twin = replace(twin, frontend_s=first_ms / 1e3)
     if not who.startswith("real"):
         return twin
-    slowed = await slowness(front, 2 * scale.samples)
+    together = twin.setup.mix.draw(TOGETHER * twin.setup.capacity, scale.requests // 2, seed=7)
+    found = await ask_for_real(front, together, 3)
+    slowed = await asyncio.to_thread(
+        fitted, found, lambda slowed: replace(twin, slowness=slowed).foretell(together)
+    )
     _tell_slowness(who, slowed, report)
     return replace(twin, slowness=slowed)
 

@@ -1,31 +1,29 @@
 """What a profile of an engine alone cannot know: the stack around it, the other worker beside it.
 
-Each is measured on workers that have nothing else to do, before any load, by requests of its own:
+Each is measured before any level of load, by requests of its own:
 
 - what a step and a first token take beside what the twin says, on idle workers
 - by how much each worker is slower while the other one is busy: they share a machine's memory,
-  caches and clock, which the twin's workers do not
+  caches and clock, which the twin's workers do not. Both serve a load between the levels that are
+  compared later, and the two factors with which the twin comes nearest to it are taken
 """
 
-import asyncio
-import random
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from math import log
 from statistics import median
 from typing import Any
 
 from benchmarks.profiling.truth_traffic import Asked, Found, Mix
-from benchmarks.serving.disagg_traffic import request, times
 from benchmarks.serving.front import Front
 from stafette.workers.mocker.speed_profile import Profile
 from stafette.workers.request import Request
 
 _STEP_TERMS = tuple(each.name for each in fields(Profile))[:5]
 _ALONE_GAP_S = 1.5
-_COMPANY_PROMPT = 256  # tokens, one behind the other
-_COMPANY_STREAMS = 2
-_PREFILL, _DECODE = "p0", "d0"
+TOGETHER = 0.5  # of capacity, at which both are measured side by side
+_FACTORS = (0.7, 0.85, 1.0, 1.15, 1.3, 1.5, 1.75, 2.0, 2.5, 3.0)
+_ROUNDS = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,21 +65,23 @@ def first_beside_ms(real: Found, twin: Found) -> float:
     return max(0.0, median(of_real - of_twin for of_real, of_twin in pairs))
 
 
-async def slowness(front: Front, samples: int) -> Slowness:
-    """Measure each worker alone, and while the other one has always something to do."""
-    place = Placing(front)
-    try:
-        prompt_alone = await _first_ms(front, place, samples)
-        step_alone = await _step_ms(front, place, samples)
-        async with _busy(front, place, _DECODE, 16, 400, _COMPANY_STREAMS):
-            prompt_beside = await _first_ms(front, place, samples)
-        async with _busy(front, place, _PREFILL, _COMPANY_PROMPT, 1, 1):
-            step_beside = await _step_ms(front, place, samples)
-    finally:
-        place.undo()
-    return Slowness(
-        prefill=max(1.0, prompt_beside / prompt_alone), decode=max(1.0, step_beside / step_alone)
-    )
+def fitted(real: Found, foretell: Callable[[Slowness], Found]) -> Slowness:
+    """Return the slowness with which the twin comes nearest to a load that was really served."""
+    best = Slowness(prefill=1.0, decode=1.0)
+    least = _apart(real, foretell(best))
+    for name in ("prefill", "decode") * _ROUNDS:
+        for factor in _FACTORS:
+            tried = replace(best, **{name: factor})
+            apart = _apart(real, foretell(tried))
+            if apart < least:
+                best, least = tried, apart
+    return best
+
+
+def _apart(real: Found, twin: Found) -> float:
+    """Return how far off all figures are; twice as much is as bad as half as much."""
+    told = twin.figures()
+    return sum(log(told[name] / value) ** 2 for name, value in real.figures().items())
 
 
 class Placing:
@@ -104,44 +104,3 @@ class Placing:
 
     def undo(self) -> None:
         self._router.place = self._usual  # type: ignore[method-assign]
-
-
-async def _first_ms(front: Front, place: Placing, samples: int) -> float:
-    """Return what a prompt takes on the prefill worker."""
-    words, found = random.Random(5), []
-    for _ in range(samples):
-        wanted = place.on(_PREFILL, request(words, _COMPANY_PROMPT, 1))
-        moments = await times(front, wanted)
-        found.append((moments[1] - moments[0]) * 1e3)
-    return median(found)
-
-
-async def _step_ms(front: Front, place: Placing, samples: int) -> float:
-    """Return what a step takes on the decode worker."""
-    words, found = random.Random(6), []
-    for _ in range(samples):
-        wanted = place.on(_DECODE, request(words, 64, 48))
-        moments = await times(front, wanted)
-        found.append((moments[-1] - moments[1]) * 1e3 / (len(moments) - 2))
-    return median(found)
-
-
-@asynccontextmanager
-async def _busy(
-    front: Front, place: Placing, worker: str, prompt: int, output: int, streams: int
-) -> AsyncIterator[None]:
-    """Keep a worker at work meanwhile."""
-    words = random.Random(7)
-
-    async def ask() -> None:
-        while True:
-            await times(front, place.on(worker, request(words, prompt, output)))
-
-    tasks: Sequence[asyncio.Task[None]] = [asyncio.create_task(ask()) for _ in range(streams)]
-    await asyncio.sleep(0.5)
-    try:
-        yield
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.profiling.truth_calibration import Slowness, alone, slower
+from benchmarks.profiling.truth_calibration import Slowness, alone, fitted, slower
 from benchmarks.profiling.truth_traffic import Asked, Found, Mix
 from benchmarks.profiling.truth_twin import Calibrated, Setup
 from stafette.workers.mocker.speed_profile import Profile
@@ -81,6 +81,16 @@ def test_slowness_lengthens_what_the_twin_foretells(tmp_path):
     )
 
     assert sum(slowed.itl_ms) > 1.1 * sum(plain.itl_ms)
+
+
+def test_the_slowness_of_a_load_that_was_served_is_found_again(tmp_path):
+    asked = MIX.draw(5.0, 20, seed=1)
+    truth = Slowness(prefill=1.5, decode=1.3)
+    served = twin(tmp_path, slowness=truth).foretell(asked)
+
+    found = fitted(served, lambda each: twin(tmp_path, slowness=each).foretell(asked))
+
+    assert found == truth
 
 
 def test_the_busier_worker_bounds_the_capacity():
