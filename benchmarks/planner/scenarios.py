@@ -85,7 +85,7 @@ def scenarios(trace: Path | None, quick: bool) -> list[Scenario]:
         _step(900 if not quick else 500),
         _shift(1_200 if not quick else 800),
         _zero(1_800 if not quick else 1_000),
-        _constant(3_600 * part),
+        *(_constant(3_600 * part, rate) for rate in (1.5, 1.0, 2.3)),
     ]
     if trace is None:
         return found
@@ -162,15 +162,16 @@ def _zero(duration_s: float) -> Scenario:
     )
 
 
-def _constant(duration_s: float) -> Scenario:
+def _constant(duration_s: float, rate: float) -> Scenario:
+    """1.0 and 2.3 requests a second lie between two sizes."""
     return Scenario(
-        name="constant",
+        name=f"constant, {rate:g}/s",
         workload=WorkloadConfig(
-            poisson=PoissonConfig(requests_s=1.5), duration_s=duration_s, lengths=USUAL
+            poisson=PoissonConfig(requests_s=rate), duration_s=duration_s, lengths=USUAL
         ),
-        mean_s=1.5,
-        peak_s=1.5,
-        begin_s=1.5,
+        mean_s=rate,
+        peak_s=rate,
+        begin_s=rate,
     )
 
 
