@@ -234,6 +234,32 @@ def test_a_killed_owner_ends_the_read_before_its_deadline(cluster):
         reader.accept(owner_ticket(lease))
 
 
+def test_an_owner_that_is_killed_among_small_reads_leaves_only_whole_ones(cluster, pool_content):
+    owner, reader = cluster.pair()
+    lease = reader.accept(owner("grant"))
+    theirs = pool_content(len(reader.pool), SEED)[:BLOCK]
+    for _ in range(20):  # the short ways are open from the second one on
+        assert reader.read([(0, BLOCK)], [(0, BLOCK)], lease).wait(PATIENCE_S)
+    killer = threading.Thread(target=owner.kill)
+    transfers = []
+
+    def read_on() -> None:
+        until = time.monotonic() + PATIENCE_S
+        while time.monotonic() < until:
+            reader.pool[:BLOCK] = 0
+            transfers[:] = [reader.read([(0, BLOCK)], [(0, BLOCK)], lease)]
+            assert transfers[0].wait(PATIENCE_S)
+            assert np.array_equal(reader.pool[:BLOCK], theirs)
+
+    killer.start()
+    with pytest.raises(TransferError):
+        read_on()
+
+    killer.join()
+    assert all(transfer.wait_settled(PATIENCE_S) for transfer in transfers)
+    assert not len(reader.agent.quarantined("pool"))
+
+
 def owner_ticket(lease) -> str:
     return Ticket(lease.owner, lease.grant.epoch, lease.id).pack().hex()
 

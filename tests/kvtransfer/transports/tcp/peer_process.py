@@ -41,6 +41,10 @@ class Peer:
         """Return how the reads have ended so far: nothing, or the error's class."""
         return self.outcomes
 
+    def num_answered(self) -> int:
+        """Return how many requests native code has answered."""
+        return int(self.agent._transports["tcp"]._tally.native[0])
+
     def _read(self, lease) -> None:
         whole = Extents.of("pool", [(0, len(self.pool))] * 64)
         while True:

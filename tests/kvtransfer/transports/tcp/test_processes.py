@@ -13,8 +13,9 @@ import pytest
 
 from stafette.kvtransfer.agent import Agent
 from stafette.kvtransfer.agent_config import AgentConfig
-from stafette.kvtransfer.errors import PeerLost, TransferTimedOut
+from stafette.kvtransfer.errors import PeerLost, TransferError, TransferTimedOut
 from stafette.kvtransfer.extents import Extents
+from stafette.kvtransfer.native import answering
 from stafette.kvtransfer.transports.tcp_config import TcpConfig
 
 PEER = Path(__file__).with_name("peer_process.py")
@@ -41,6 +42,11 @@ class PeerProcess:
 
     def signal(self, number: int) -> None:
         os.kill(self.process.pid, number)
+
+    def stop(self) -> None:
+        """Return when it stands still: a signal takes a moment."""
+        self.signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, self.process.pid, os.WSTOPPED)
 
     def end(self) -> None:
         self.process.kill()
@@ -142,6 +148,36 @@ def test_stopped_owner_is_given_up_at_the_deadline_and_goes_on_later(peer, here,
     owner.signal(signal.SIGCONT)
     assert reader.read(lease).wait(20)
     assert np.array_equal(reader.pool.view(np.uint64), np.arange(POOL_BYTES // 8))
+
+
+@pytest.mark.skipif(answering.load() is None, reason="the library is not built")
+@pytest.mark.parametrize("last", ["SIGCONT", "SIGKILL"])
+def test_stopped_owner_of_small_reads_is_given_up_at_the_deadline(peer, here, eventually, last):
+    owner, reader = peer("owner"), here()
+    lease = reader.lease_of(owner)
+    small = Extents.of("pool", [(0, 4096)])
+    for _ in range(40):
+        assert reader.agent.read(small, small, lease, 20.0).wait(20)
+    assert owner("num_answered") > 20  # by native code
+    reader.pool[:] = 0
+
+    owner.stop()
+    transfers = [reader.agent.read(small, small, lease, 0.5) for _ in range(3)]
+
+    for transfer in transfers:
+        with pytest.raises(TransferTimedOut):
+            transfer.wait(20)
+        assert transfer.wait_settled(20)
+    assert not len(reader.agent.quarantined("pool"))
+    owner.signal(getattr(signal, last))
+    if last == "SIGCONT":
+        whole = reader.read(lease)  # whatever the owner answers late, the next read gets its own
+        assert whole.wait(20)
+        assert np.array_equal(reader.pool.view(np.uint64), np.arange(POOL_BYTES // 8))
+    else:
+        with pytest.raises(TransferError):
+            reader.agent.read(small, small, lease, 20.0).wait(20)
+        assert not reader.pool.any()
 
 
 def test_reader_that_stops_reading_loses_its_connection_and_no_memory_is_used_for_it(
