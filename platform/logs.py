@@ -9,7 +9,7 @@ from stafette.workers.logging_context import REQUEST, TRACE
 
 
 def set_up(level: str, process: str = "") -> None:
-    """Let what stafette says go to stderr; `process` names this one among others.
+    """Let what stafette and its HTTP server say go to stderr; `process` names this one.
 
     To the one that the process began with: in a replica, Ray Serve puts another in its place that
     takes lines for text of its own log, and looks through the stack for each.
@@ -17,10 +17,11 @@ def set_up(level: str, process: str = "") -> None:
     stream = sys.__stderr__ or sys.stderr
     handler = logging.StreamHandler(stream)
     handler.setFormatter(Readable() if stream.isatty() else JsonLines(process))
-    root = logging.getLogger("stafette")
-    root.handlers = [handler]
-    root.setLevel(level.upper())
-    root.propagate = False
+    for name, least in (("stafette", level), ("uvicorn", "warning")):
+        logger = logging.getLogger(name)
+        logger.handlers = [handler]
+        logger.setLevel(least.upper())
+        logger.propagate = False
 
 
 class Readable(logging.Formatter):

@@ -10,6 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+from stafette.platform import logs
 from stafette.platform.commands.telling import invite, tell
 from stafette.platform.config import api_keys
 from stafette.platform.flags import given
@@ -18,6 +19,8 @@ from stafette.platform.frontend.errors import InvalidSetting
 from stafette.platform.frontend.keys import ApiKey
 from stafette.platform.observability.config import MetricsConfig
 from stafette.workers import EngineConfig
+
+_PROCESS = "local"  # how logs and metrics call it
 
 if TYPE_CHECKING:
     from stafette.platform.observability.page import Page
@@ -33,6 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
     if loras:
         flags["enable_lora"] = True
     metrics = MetricsConfig(port=arguments.metrics_port)
+    logs.set_up(arguments.log_level, _PROCESS)
     import uvloop  # here, because --help needs none of this
 
     uvloop.run(_serve(frontend, EngineConfig(**flags), loras, metrics))
@@ -95,7 +99,7 @@ async def _page(
     from stafette.platform.observability.process import ProcessMetrics
     from stafette.platform.observability.workers import engine_metrics, time_metrics
 
-    core, process = engine.engine, ProcessMetrics("local", "local")
+    core, process = engine.engine, ProcessMetrics(_PROCESS, _PROCESS)
     name = (*config.served_model_name, Path(core.config.model).name or core.config.model)[0]
     process.add(lambda: engine_metrics(name, engine.stats(), core.step_seconds))
     process.add(lambda: time_metrics(name, core.times))

@@ -5,6 +5,7 @@ from typing import Any
 
 from stafette.platform.frontend.generator import Hints, Status
 from stafette.workers.async_engine import AsyncEngine
+from stafette.workers.logging_context import REQUEST
 from stafette.workers.request import OutputDelta, Request
 
 
@@ -15,6 +16,7 @@ class LocalGenerator:
         self._engine = engine
 
     def stream(self, request: Request, hints: Hints) -> AsyncGenerator[list[OutputDelta], None]:
+        REQUEST.set(request.request_id)
         return self._engine.stream(request)
 
     def placement(self, request_id: str) -> Mapping[str, Any] | None:

@@ -57,18 +57,23 @@ def test_a_readable_line_ends_with_the_request(record, request_id):
 @pytest.fixture
 def own():
     """The logger of all that is ours, which the test may set up."""
-    own = logging.getLogger("stafette")
-    before = own.handlers, own.level, own.propagate
-    yield own
-    own.handlers, own.propagate = before[0], before[2]
-    own.setLevel(before[1])
+    loggers = [logging.getLogger(name) for name in ("stafette", "uvicorn")]
+    before = [(each.handlers, each.level, each.propagate) for each in loggers]
+    yield loggers[0]
+    for logger, (handlers, level, propagate) in zip(loggers, before, strict=True):
+        logger.handlers, logger.propagate = handlers, propagate
+        logger.setLevel(level)
 
 
 def test_what_is_no_terminal_gets_json(capfd, own):
     set_up("info", "w0")
     logging.getLogger("stafette.workers").info("ready")
+    logging.getLogger("uvicorn.error").info("Application startup complete.")  # nobody's business
+    logging.getLogger("uvicorn.error").warning("Invalid HTTP request received.")
 
-    assert json.loads(capfd.readouterr().err)["process"] == "w0"
+    ready, invalid = map(json.loads, capfd.readouterr().err.splitlines())
+    assert (ready["process"], invalid["process"]) == ("w0", "w0")
+    assert (ready["message"], invalid["level"]) == ("ready", "warning")
 
 
 def test_who_takes_the_place_of_stderr_gets_nothing(capfd, own, monkeypatch):
