@@ -146,7 +146,8 @@ class Fleet:
             return json.load(answer)
 
     def names(self, role: str) -> set[str]:
-        return {w["name"] for w in self.workers() if w["role"] == role and not w["draining"]}
+        met = [w for w in self.workers() if w.get("role") == role]  # others have said nothing yet
+        return {w["name"] for w in met if not w["draining"]}
 
     def processes(self, title: str) -> list[psutil.Process]:
         """Return the fleet's processes of that title: Ray names them by their deployment."""

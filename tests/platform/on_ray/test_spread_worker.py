@@ -19,7 +19,8 @@ engine:
   num_kv_blocks: 64
   num_threads: 1
 pools:
-  aggregated: {{num_cpus: 0.5}}
+  prefill: {{num_cpus: 0.5}}
+  decode: {{num_cpus: 0.5}}
 frontend: {{served_model_name: [toy]}}
 service: {{beat_s: 0.2, silence_s: 5}}
 dispatch: {{wait_s: 120}}
@@ -46,15 +47,25 @@ def fleet(model, tmp_path_factory, free_port, start_fleet):
         yield fleet
 
 
-async def answers(fleet) -> list[str]:
-    texts = []
+async def ask(fleet, prompt: str) -> str:
     async with fleet.client() as client:
-        for prompt in PROMPTS:
-            answer = await client.completions.create(
-                model="toy", prompt=prompt, max_tokens=8, temperature=0
-            )
-            texts.append(answer.choices[0].text)
-    return texts
+        answer = await client.completions.create(
+            model="toy", prompt=prompt, max_tokens=8, temperature=0
+        )
+    return answer.choices[0].text
+
+
+async def answers(fleet) -> list[str]:
+    return [await ask(fleet, prompt) for prompt in PROMPTS]
+
+
+async def until_handed_over(fleet) -> None:
+    """Ask until a prompt was long enough for the prefill worker."""
+    for number in range(50):
+        await ask(fleet, f"{number} laps. " + "The baton changed hands once more. " * 20)
+        if any(worker.get("pulled_tokens") for worker in fleet.workers()):
+            return
+    raise AssertionError("no prompt was handed over")
 
 
 def far_ranks() -> list[psutil.Process]:
@@ -69,21 +80,22 @@ def far_ranks() -> list[psutil.Process]:
 
 async def test_ranks_of_two_nodes_are_one_worker_that_is_replaced_when_one_dies(fleet, await_that):
     alone = await answers(fleet)
-    (before,) = fleet.names("both")
+    (before,) = fleet.names("decode")
     with fleet.second_node("second"):
-        spread = "pools.aggregated={num_cpus: 0.5, nodes: 2, engine: {tensor_parallel_size: 2}}"
-        fleet.update(spread)
-        await_that(lambda: fleet.names("both") and before not in fleet.names("both"))
-        (together,) = fleet.names("both")
+        fleet.update("pools.decode={num_cpus: 0.5, nodes: 2, engine: {tensor_parallel_size: 2}}")
+        await_that(lambda: fleet.names("decode") and before not in fleet.names("decode"))
+        (together,) = fleet.names("decode")
         (rank,) = far_ranks()
 
         assert await answers(fleet) == alone
+        await until_handed_over(fleet)
 
         rank.kill()
-        assert await answers(fleet) == alone  # by its successor, which is waited for
-        assert together not in fleet.names("both")
+        assert await answers(fleet) == alone  # by whoever is there
+        await_that(lambda: fleet.names("decode") - {together})
         (successor,) = far_ranks()
         assert successor != rank
+        assert await answers(fleet) == alone
         fleet.update()  # back on one node
         await_that(lambda: not far_ranks())
         assert await answers(fleet) == alone
