@@ -128,7 +128,7 @@ class Wire(asyncio.Protocol):
             if len(self._rest) < self._wanted:
                 return
             data, self._rest = bytes(self._rest), bytearray()
-        start = 0
+        start, self._wanted = 0, _HEAD_BYTES
         while (begin := start + _HEAD_BYTES) <= len(data):
             head = int.from_bytes(data[start:begin], "big")
             end = begin + self._checked(head)
@@ -139,7 +139,7 @@ class Wire(asyncio.Protocol):
                 raise StreamEnded(data[begin:end].decode(errors="replace"))
             self._messages.append(data[begin:end])
             self._unread_bytes += end - begin
-            start = end
+            start, self._wanted = end, _HEAD_BYTES
         self._rest += data[start:]
         if self._unread_bytes > _UNREAD_BYTES and self._transport is not None:
             self._transport.pause_reading()

@@ -3,7 +3,7 @@
 import asyncio
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from stafette.kvtransfer.errors import MalformedMessage
@@ -63,7 +63,8 @@ async def read_all(parts: list[bytes]) -> list[bytes]:
 
 
 @given(st.lists(st.binary(max_size=300), max_size=8), st.lists(st.integers(0, 2_000), max_size=12))
-@settings(max_examples=60, deadline=None)
+@example([b"0123456789", b""], [16])  # in the second one's length
+@settings(max_examples=300, deadline=None)
 def test_messages_are_the_same_however_they_are_cut(messages, cuts):
     data = framed(*messages)
     places = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]
