@@ -14,11 +14,12 @@
 The number is the frontend's, and means one request or question on that stream.
 """
 
+import sys
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import msgpack  # type: ignore[import-untyped]
-import numpy as np
 
 from stafette.kvtransfer.errors import MalformedMessage
 from stafette.kvtransfer.strict import each, exact, number, pack, text, unpack, whole
@@ -36,7 +37,6 @@ _MAX_NAME_BYTES = 256
 _PARCEL_BYTES = 16 << 10  # of messages that leave together; a larger one leaves alone
 _U32_END = 1 << 32
 _FINISHED = ("stop", "length", "abort", "error")
-_WORD = np.dtype("<u4")
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,14 +244,22 @@ def _score(value: object) -> float:
 
 def _words(ids: Sequence[int]) -> bytes:
     try:
-        return np.array(ids, _WORD).tobytes()
-    except (OverflowError, TypeError, ValueError) as error:
+        return _little(array("I", ids)).tobytes()
+    except (OverflowError, TypeError) as error:
         raise RequestError("prompt_token_ids", str(error), "must be token ids") from None
 
 
 def _ids(data: object, where: str) -> list[int]:
     raw = exact(data, where, bytes)
-    if len(raw) % _WORD.itemsize:
+    words = array("I")
+    if len(raw) % words.itemsize:
         raise MalformedMessage(where, "whole words of 4 bytes")
-    ids: list[int] = np.frombuffer(raw, _WORD).tolist()
-    return ids
+    words.frombytes(raw)
+    return _little(words).tolist()
+
+
+def _little(words: "array[int]") -> "array[int]":
+    """Turn this machine's words into little-endian ones, or back."""
+    if sys.byteorder == "big":
+        words.byteswap()
+    return words

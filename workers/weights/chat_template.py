@@ -134,7 +134,7 @@ def _plain(value: Any) -> Any:
         return value
     if isinstance(value, str):  # an enum's member, say
         return str.__str__(value)
-    if isinstance(value, Mapping):
+    if type(value) is dict or isinstance(value, Mapping):  # the check of an ABC is a slow one
         return {_plain(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
