@@ -1,6 +1,7 @@
 """How the router grows: up to 1,000 workers and 10 million blocks in one index.
 
-    python benchmarks/router/scale.py [--quick] [--json FILE] [--csv FILE] [--png FILE]
+    python benchmarks/router/scale.py [--quick] [--prefill-share 0.25] [--json FILE] [--csv FILE]
+        [--png FILE]
 
 Each point is a fresh process: the index is filled by events of 64 blocks, then churned by events of
 one, then asked for placements of prompts of 8,192 tokens, with 4 requests under way on each worker.
@@ -40,14 +41,14 @@ At = tuple[int, int]  # workers, blocks
 Found = dict[At, dict[str, float]]
 
 
-def measured(quick: bool, rounds: int) -> Found:
+def measured(quick: bool, rounds: int, prefill_share: float) -> Found:
     """Return the medians of the rounds, point by point."""
     workers, blocks = (QUICK_WORKERS, QUICK_BLOCKS) if quick else (WORKERS, BLOCKS)
     points = [(w, b) for w in workers for b in blocks]
     told: dict[At, list[Mapping[str, float]]] = {point: [] for point in points}
     for _ in range(rounds):
         for point in points:
-            told[point].append(_ask(point, quick))
+            told[point].append(_ask(point, quick, prefill_share))
             print(f"{point[0]:,} workers, {point[1]:,} blocks: done", file=sys.stderr)
     return {
         point: {name: median(one[name] for one in many) for name, _ in SHOWN}
@@ -55,8 +56,8 @@ def measured(quick: bool, rounds: int) -> Found:
     }
 
 
-def _ask(point: At, quick: bool) -> dict[str, float]:
-    sizes = {"workers": point[0], "blocks": point[1]}
+def _ask(point: At, quick: bool, prefill_share: float) -> dict[str, float]:
+    sizes = {"workers": point[0], "blocks": point[1], "prefill_share": prefill_share}
     counts = {"events": 10_000 if quick else 40_000, "requests": 200 if quick else 600}
     with tempfile.TemporaryDirectory() as logs:
         child = Child("router", _COMMAND, Path(logs) / "router.log")
@@ -112,13 +113,15 @@ def chart(path: str, found: Found) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=TITLE)
     parser.add_argument("--quick", action="store_true", help="fewer points and blocks, one round")
+    share = "of the workers, which compute prompts for the others; 8 workers a host then"
+    parser.add_argument("--prefill-share", type=float, default=0.0, help=share)
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--json", metavar="FILE")
     parser.add_argument("--csv", metavar="FILE")
     parser.add_argument("--png", metavar="FILE")
     asked = parser.parse_args()
     rounds = asked.rounds or (1 if asked.quick else ROUNDS)
-    found, report = measured(asked.quick, rounds), Report(TITLE)
+    found, report = measured(asked.quick, rounds, asked.prefill_share), Report(TITLE)
     headers = ["workers", "blocks", *(title for _, title in SHOWN)]
     rows = [[*point, *(each[name] for name, _ in SHOWN)] for point, each in found.items()]
     report.table(f"medians of {rounds} rounds", headers, rows)

@@ -18,7 +18,7 @@ from stafette.kvtransfer.blocks import HASH_BYTES
 from stafette.kvtransfer.events import BlockRemoved, BlockStored, EventBatch, KvEvent
 from stafette.router.hashing import Hashers
 from stafette.router.index import CacheSpec, IndexConfig
-from stafette.router.request import Request, WorkerSpec
+from stafette.router.request import Request, Role, WorkerSpec
 from stafette.router.router import KvRouter, RouterConfig
 
 BLOCK_SIZE = 16
@@ -27,6 +27,7 @@ PER_EVENT = 64
 _SAMPLE = 2_000  # chains that are asked for
 _AT_ONCE = 500  # events that are made before the clock runs
 _LEAST_POOL = 16_384  # blocks of a worker, not all of them in use
+_PER_HOST = 8  # workers
 _PER_WORKER = 4  # requests under way
 _SETTLED = 1_200  # decisions: what a router keeps of the latest ones is full by then
 
@@ -35,7 +36,7 @@ Item = TypeVar("Item")
 
 
 class Point:
-    def __init__(self, workers: int, blocks: int) -> None:
+    def __init__(self, workers: int, blocks: int, prefill_share: float = 0.0) -> None:
         rng = random.Random(blocks + workers)
         hashers = Hashers("scale", BLOCK_SIZE)
         config = RouterConfig(index=IndexConfig(max_entries=blocks + workers * COMMON + 1_000_000))
@@ -48,9 +49,18 @@ class Point:
         self._seq = count(1)
         fingerprint = hashers.of("").fingerprint
         total = max(_LEAST_POOL, blocks // workers + COMMON)
-        for name in self.workers:
+        others: Role = "decode" if prefill_share else "both"
+        for number, name in enumerate(self.workers):
             cache = CacheSpec(target=name, block_size=BLOCK_SIZE, fingerprint=fingerprint)
-            spec = WorkerSpec(cache=cache, worker_class="scale", rack="r", total_blocks=total)
+            computes = int((number + 1) * prefill_share) > int(number * prefill_share)
+            spec = WorkerSpec(
+                cache=cache,
+                role="prefill" if computes else others,
+                worker_class="scale",
+                rack="r",
+                host=f"h{number // _PER_HOST}" if prefill_share else "",
+                total_blocks=total,
+            )
             self.router.register(spec)
 
     def fill(self) -> dict[str, float]:
@@ -154,8 +164,10 @@ def _resident_bytes() -> int:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-async def measure(workers: int, blocks: int, events: int, requests: int) -> dict[str, Any]:
-    point = Point(workers, blocks)
+async def measure(
+    workers: int, blocks: int, events: int, requests: int, prefill_share: float
+) -> dict[str, Any]:
+    point = Point(workers, blocks, prefill_share)
     return {**point.fill(), **point.churn(events), **point.place(requests)}
 
 

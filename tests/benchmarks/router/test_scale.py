@@ -28,6 +28,18 @@ def test_placements_find_who_holds_a_prompt_and_leave_nothing_behind(monkeypatch
     assert len(point.router.sharing.own) <= 3 * 4 + 1
 
 
+def test_a_share_of_the_workers_computes_prompts_for_the_others(monkeypatch):
+    monkeypatch.setattr("benchmarks.router.scale_point._SETTLED", 10)
+    point = Point(workers=16, blocks=16 * OWN, prefill_share=0.25)
+
+    point.fill()
+    point.place(60)
+
+    roles = [member.spec.role for member in point.router.fleet.members.values()]
+    assert roles == ["decode", "decode", "decode", "prefill"] * 4
+    assert {option.prefill for option in point.router.explain(1)[0].options} >= {"w3", "w7"}
+
+
 def test_goals_are_about_the_largest_point():
     names = ("index_mib", "block_bytes", "fill_blocks_s", "churn_events_s")
     small = dict.fromkeys((*names, "place_p50_us", "place_p99_us"), 100.0)
