@@ -195,3 +195,23 @@ async def test_the_same_by_a_policy_of_serves_autoscaler(planned, await_that):
 
     pin(planned, "decode", 3)  # over max_replicas
     await until(await_that, lambda: len(planned.processes("DecodeWorker")) == 3)
+
+
+async def test_a_deployment_keeps_what_is_planned_where_a_policy_carries_it_out(
+    planned, await_that
+):
+    settings = (*SLEEPY, "planner.scaler=policy")
+    await asyncio.to_thread(planned.update, *settings)
+    pin(planned, "decode", 2)
+    await until(await_that, lambda: len(planned.processes("DecodeWorker")) == 2)
+    before = {p.pid for p in planned.processes("DecodeWorker")}
+
+    said = await asyncio.to_thread(planned.update, *settings, "dispatch.wait_s=32")
+
+    assert "decode stays at 2" in said
+    async with load_on(planned) as load:
+        load.rate = 1
+        await until(await_that, lambda: load.answered > 2)
+    assert {p.pid for p in planned.processes("DecodeWorker")} == before
+    pin(planned, "decode", 1)  # and plans are carried out as before
+    await until(await_that, lambda: len(planned.processes("DecodeWorker")) == 1)
