@@ -435,3 +435,49 @@ def test_what_nobody_selected_or_whose_target_has_left_cannot_be_booked():
         router.reserve("r")
     with pytest.raises(UnknownReservation):
         router.reserve("another")
+
+
+def test_a_clock_that_goes_backwards_places_and_frees_as_ever():
+    clock = Time()
+    clock.now = 100.0
+    router, steady = make_router("a", "b", clock=clock), make_router("a", "b")
+    assert router.place(request("r1")) == steady.place(request("r1"))
+
+    clock.now = 3.0
+    second = router.place(request("r2"))
+    router.first_token("r1")
+    clock.now = 1.0
+    for name in ("r1", "r2"):
+        router.free(name)
+
+    assert second == steady.place(request("r2"))  # for it no time has passed
+    assert all(not member.load.request_ids for member in router.fleet.members.values())
+
+
+def test_bad_input_about_others_changes_no_placement():
+    told, spared = make_router("a", "b"), make_router("a", "b")
+    for router in (told, spared):
+        store(router, "b", 20)
+        store(router, "b", 20, first_token=7, seq=2)
+    wide = BlockStored(None, hashes(20), block_size=SIZE + 1)
+    cut = BlockStored(None, (b"short",))
+    for batch in (
+        EventBatch("stranger", 1, 1, 0.0, (BlockStored(None, hashes(20)),)),
+        EventBatch("b", 0, 3, 0.0, (BlockRemoved(hashes(20)),)),  # of an older life
+        EventBatch("a", 1, 1, 0.0, (wide, cut)),
+    ):
+        told.index.on_batch(batch)
+    told.place(request("gone", first_token=9))
+    told.free("gone")
+    with pytest.raises(UnknownReservation):
+        told.free("gone")
+    with pytest.raises(UnknownTarget):
+        told.set_state("stranger", healthy=False)
+
+    counters = told.index.counters
+    counted = (counters.unknown_source, counters.stale_epoch, counters.foreign_block_size)
+    assert (*counted, counters.malformed) == (1, 1, 1, 1)
+    for number, first_token in enumerate((1, 7, 1)):
+        asked = request(f"r{number}", first_token=first_token)
+        assert told.place(asked) == spared.place(asked)
+    assert told.place(request("last")).decode == "b"
