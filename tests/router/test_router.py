@@ -440,7 +440,7 @@ def test_what_nobody_selected_or_whose_target_has_left_cannot_be_booked():
 def test_a_clock_that_goes_backwards_places_and_frees_as_ever():
     clock = Time()
     clock.now = 100.0
-    router, steady = make_router("a", "b", clock=clock), make_router("a", "b")
+    router, steady = make_router("a", clock=clock), make_router("a")
     assert router.place(request("r1")) == steady.place(request("r1"))
 
     clock.now = 3.0
