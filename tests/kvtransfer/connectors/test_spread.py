@@ -175,10 +175,10 @@ def test_a_load_that_is_cancelled_settles_when_no_host_writes_any_more(two, requ
 
     load = reader.connector.start_load(reader.connector.begin(taken, 0, [10, 11, 12, 13, 14]))
     load.cancel()
-    reader.connector.finish(taken)
 
     assert load.wait_settled(PATIENCE_S)
     assert load.num_arrived == 0
+    reader.connector.finish(taken)
 
 
 def test_a_far_host_that_is_gone_settles_what_was_awaited_of_it(make_wide, make_worker, request_of):

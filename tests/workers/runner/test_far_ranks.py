@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from contextlib import suppress
 
 import numpy as np
@@ -187,6 +188,29 @@ def test_what_is_no_greeting_is_refused_and_the_rank_behind_it_comes_in(said):
     assert rank.has_ended(60.0)
     rank.stop()
     stranger.close()
+
+
+def test_who_proves_nothing_is_sent_away_and_the_rank_behind_it_comes_in():
+    told = []
+
+    def lie(port):
+        link = Link(socket.create_connection((HERE, port)))
+        link.send({"rank": 1, "nonce": bytes(32)})
+        link.receive(60.0)
+        link.send({"proof": bytes(32)})
+        with pytest.raises(EOFError):
+            link.receive(60.0)
+        link.close()
+        told.append(subprocess.Popen(calling(port)))  # only now, so that it cannot be the first
+
+    def launch(node, port, ranks):
+        threading.Thread(target=lie, args=(port,)).start()
+        return lambda: ""
+
+    (rank,) = SpreadRanks(HERE, TOKEN, 2, launch).start(2, 60.0)
+
+    assert [child.wait(60) for child in told] == [0]
+    rank.stop()
 
 
 def test_nodes_that_nobody_calls_from_are_given_up_in_time():
