@@ -70,13 +70,17 @@ async def test_workers_of_ours_are_followed_and_missed_when_they_die(
         selected = await chosen()
         return (selected.decode, selected.cached_tokens) == ("b", 159)
 
-    async def goes_elsewhere() -> bool:
-        return (await chosen()).decode == "a"
+    async def told() -> dict:
+        return {one["worker"]: one for one in (await served.client.workers())["workers"]}
+
+    async def is_missed() -> bool:
+        return not (await told())["b"]["healthy"]
 
     await eventually(follows_the_blocks)
     workers["b"].kill()
-    await eventually(goes_elsewhere)
-    found = {one["worker"]: one for one in (await served.client.workers())["workers"]}
+    await eventually(is_missed)
+    assert (await chosen()).decode == "a"
+    found = await told()
     assert (found["b"]["healthy"], found["b"]["why"]) == (False, ["its events are silent"])
     assert found["b"]["cached_blocks"] == 0
 
