@@ -5,9 +5,10 @@
 Mock engines add one token to every answer in each step, so that only the way is measured; the
 client counts bytes, in a process of its own.
 
-stafette          client - frontend with its router - one stream - worker
-stafette-2        the same with two frontends on one port
-stafette-on-ray   the first, as replicas of Ray Serve deployments
+stafette          client - frontend with its router - one gRPC stream - worker
+stafette-tcp      the same with `service.stream: tcp`
+stafette-2        the first with two frontends on one port
+stafette-on-ray   the first as replicas of Ray Serve deployments
 ray               client - Serve's proxy - ingress replica - streaming handle - engine replica
 fastapi           client - FastAPI with the engine in its process: no way at all
 canned            answers that are ready bytes: the client's own limit
@@ -38,9 +39,9 @@ from benchmarks.serving.measuring import (
 )
 
 HERE = Path(__file__).parent
-OURS, TWO, ON_RAY, RAY = "stafette", "stafette-2", "stafette-on-ray", "ray"
-FASTAPI, CANNED = "fastapi", "canned"
-NAMES = (OURS, TWO, ON_RAY, RAY, FASTAPI, CANNED)
+OURS, OVER_TCP, TWO = "stafette", "stafette-tcp", "stafette-2"
+ON_RAY, RAY, FASTAPI, CANNED = "stafette-on-ray", "ray", "fastapi", "canned"
+NAMES = (OURS, OVER_TCP, TWO, ON_RAY, RAY, FASTAPI, CANNED)
 _END_S = 60.0
 
 
@@ -66,13 +67,15 @@ def script(name: str, *arguments: object) -> Iterator[tuple[str, int]]:
 @contextmanager
 def start(name: str, step_s: float) -> Iterator[Running]:
     with ExitStack() as stack:
-        if name in (OURS, TWO):
-            address, worker = stack.enter_context(script("step_worker.py", step_s))
-            said, front = stack.enter_context(script("step_front.py", address))
+        if name in (OURS, OVER_TCP, TWO):
+            stream = "tcp" if name == OVER_TCP else "grpc"
+            address, worker = stack.enter_context(script("step_worker.py", step_s, stream))
+            said, front = stack.enter_context(script("step_front.py", address, stream))
             port, gossip = said.split()
             processes = [worker, front]
             if name == TWO:
-                _, second = stack.enter_context(script("step_front.py", address, port, gossip))
+                shared = script("step_front.py", address, stream, port, gossip)
+                _, second = stack.enter_context(shared)
                 processes.append(second)
             yield _running(port, processes)
         elif name in (RAY, ON_RAY):
@@ -95,7 +98,7 @@ def main() -> int:
     parser.add_argument("--contenders", help=f"default: {','.join(NAMES)}")
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
-    default = (OURS, FASTAPI, CANNED) if arguments.quick else NAMES
+    default = (OURS, OVER_TCP, FASTAPI, CANNED) if arguments.quick else NAMES
     names = arguments.contenders.split(",") if arguments.contenders else default
     report = Report("From client to worker and back, on mock engines")
     rounds = 1 if arguments.quick else arguments.rounds

@@ -1,4 +1,4 @@
-"""A frontend as it is deployed, before one worker: `step_front.py ADDRESS [PORT GOSSIP...]`.
+"""A frontend as it is deployed, before one worker: `step_front.py ADDRESS STREAM [PORT GOSSIP...]`.
 
 Says its port, which it shares with others that are told of it, and where it gossips.
 """
@@ -6,6 +6,7 @@ Says its port, which it shares with others that are told of it, and where it gos
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import uvloop
 
@@ -26,14 +27,14 @@ from stafette.workers.service.config import ServiceConfig
 from stafette.workers.weights.opening import open_tokenizer
 
 
-async def main(address: str, port: int, others: Sequence[str]) -> None:
+async def main(address: str, stream: Any, port: int, others: Sequence[str]) -> None:
     hashers = Hashers(KEY, BLOCK_SIZE)
     name = f"front-{os.getpid()}"
     peers = FrontendPeers(name, "127.0.0.1", TOKEN)
     router = KvRouter(hashers, sharing=Sharing(peers.gossip.publish))
     peers.start(router)
     peers.meet(others)
-    service = FleetConfig(service=ServiceConfig(token=TOKEN))
+    service = FleetConfig(service=ServiceConfig(token=TOKEN, stream=stream))
     fleet = WorkerFleet(name, service, router, EventSubscriber(router.index))
     tokenizer = open_tokenizer(MODEL, None)
     dispatch = DispatchConfig(model=MODEL)
@@ -51,4 +52,5 @@ async def main(address: str, port: int, others: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    uvloop.run(main(sys.argv[1], int((sys.argv[2:3] or ["0"])[0]), sys.argv[3:]))
+    _, where, kind, *shared = sys.argv
+    uvloop.run(main(where, kind, int((shared or ["0"])[0]), shared[1:]))

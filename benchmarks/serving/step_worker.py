@@ -1,6 +1,6 @@
 """A worker without a model or a scheduler: what is left to measure is the way to its client.
 
-    python step_worker.py STEP_S
+    python step_worker.py STEP_S STREAM
 
 It adds one token to every answer in each step, and says its address when it serves.
 """
@@ -9,6 +9,7 @@ import asyncio
 import sys
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
+from typing import Any
 
 import uvloop
 
@@ -116,13 +117,13 @@ class StepWorker(Served):
                 inbox.put(OutputDelta("", 0, [WORD], ""))
 
 
-async def main(step_s: float) -> None:
+async def main(step_s: float, stream: Any) -> None:
     worker = StepWorker("step", step_s)
-    server = await WorkerServer.start(worker, ServiceConfig(token=TOKEN))
+    server = await WorkerServer.start(worker, ServiceConfig(token=TOKEN, stream=stream))
     settle()
     print(server.address, flush=True)
     await asyncio.Event().wait()
 
 
 if __name__ == "__main__":
-    uvloop.run(main(float(sys.argv[1])))
+    uvloop.run(main(float(sys.argv[1]), sys.argv[2]))

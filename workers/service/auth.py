@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from stafette.kvtransfer.errors import MalformedMessage
 from stafette.kvtransfer.strict import octets, pack, text, unpack, whole
 
-VERSION = 3  # 3: the stream is bare TCP
+VERSION = 2  # 2: messages that wait leave together
 _NONCE_BYTES = 32
 _PROOF_BYTES = 32
 _MAX_NAME_BYTES = 128

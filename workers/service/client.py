@@ -21,8 +21,8 @@ from stafette.workers.service.frames import Order, Refusal
 from stafette.workers.service.inbox import Inbox
 from stafette.workers.service.joining import joined
 from stafette.workers.service.outbox import Outbox
-from stafette.workers.service.tls import client_side
-from stafette.workers.service.wire import StreamEnded, Wire
+from stafette.workers.service.streams.registry import stream_of
+from stafette.workers.service.streams.wire import StreamEnded, Wire
 
 _log = logging.getLogger(__name__)
 
@@ -41,14 +41,16 @@ class WorkerClient:
     It never connects again: another connection may lead to another life of the worker.
     """
 
-    def __init__(self, name: str, address: str, config: ServiceConfig, on_lost: OnLost) -> None:
+    def __init__(
+        self, name: str, address: str, wire: Wire, config: ServiceConfig, on_lost: OnLost
+    ) -> None:
         self.name = name
         self.address = address
         self.epoch = 0
         self.description: Mapping[str, object] = {}
         self._config = config
         self._on_lost = on_lost
-        self._wire = Wire(config.max_message_bytes)
+        self._wire = wire
         self._numbers = itertools.count()
         self._deliveries = Deliveries()
         self._requests: dict[int, Inbox] = {}
@@ -72,14 +74,16 @@ class WorkerClient:
         on_lost: OnLost = lambda client, error: None,
     ) -> "WorkerClient":
         """Return the client when both ends have proved themselves; WorkerLost tells why not."""
-        client = cls(name, address, config, on_lost)
+        wire = None
         try:
             # Not wait_for: Python 3.11's loses a cancel that comes together with an error.
             async with asyncio.timeout(config.handshake_timeout_s):
-                await client._open()
+                wire = await stream_of(config).connect(address, config)
+                client = cls(name, address, wire, config, on_lost)
                 await client._greet(frontend)
         except BaseException as error:
-            client._wire.abort()
+            if wire is not None:
+                await wire.close()
             if isinstance(error, _REFUSALS):
                 told = f"no stream to {address}: {_told(error)}"
                 raise WorkerLost("worker", name, told) from None
@@ -169,12 +173,6 @@ class WorkerClient:
             del self._questions[number]
             if not answer.done() or answer.cancelled():
                 self._outbox.put(pack([frames.ABORT, number]))
-
-    async def _open(self) -> None:
-        host, _, port = self.address.rpartition(":")
-        host, context = host.strip("[]"), client_side(self._config)
-        loop = asyncio.get_running_loop()
-        await loop.create_connection(lambda: self._wire, host, int(port), ssl=context)
 
     async def _greet(self, frontend: str) -> None:
         greeting = Greeting.make(frontend)

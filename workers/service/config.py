@@ -1,6 +1,7 @@
 """What both ends of a worker's stream are told when they are made."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from stafette.workers.errors import ConfigError
 
@@ -13,6 +14,7 @@ class ServiceConfig:
     token: bytes = field(repr=False)  # the cluster's secret: who does not know it is refused
     host: str = "127.0.0.1"  # the address to listen on
     port: int = 0  # 0: any that is free
+    stream: Literal["grpc", "tcp"] = "grpc"  # or tcp, which costs less; the same at both ends
     advertised_host: str = ""  # where frontends reach us; empty: host
     max_message_bytes: int = 16 << 20
     max_unsent_bytes: int = 32 << 20  # for a frontend that does not read; beyond, it is dropped

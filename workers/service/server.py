@@ -2,20 +2,19 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
 from contextlib import suppress
 
 from stafette.kvtransfer.errors import MalformedMessage
 from stafette.kvtransfer.strict import pack
 from stafette.workers.errors import ConfigError
-from stafette.workers.service.auth import MAX_BYTES, Challenge, Greeting
+from stafette.workers.service.auth import Challenge, Greeting
 from stafette.workers.service.beats import Silence
 from stafette.workers.service.config import ServiceConfig
 from stafette.workers.service.outbox import Overflow
 from stafette.workers.service.serving import Served
 from stafette.workers.service.session import Session
-from stafette.workers.service.tls import server_side
-from stafette.workers.service.wire import StreamEnded, Wire
+from stafette.workers.service.streams.registry import stream_of
+from stafette.workers.service.streams.wire import Listener, StreamEnded, Wire
 from stafette.workers.tracing import WorkerTracer
 
 _log = logging.getLogger(__name__)
@@ -33,8 +32,7 @@ class WorkerServer:
         self._tracer = tracer
         self._config = config
         self._sessions: set[Session] = set()
-        self._streams: set[asyncio.Task[None]] = set()
-        self._listener: asyncio.Server | None = None
+        self._listener: Listener | None = None
         self.refused = 0  # streams that proved nothing, or broke the format
         self.address = ""
         served.on_change = self._announce
@@ -64,33 +62,21 @@ class WorkerServer:
     async def stop(self) -> None:
         """End every stream; what is still under way is aborted. Safe to call twice."""
         if self._listener is not None:
-            self._listener.close()
-        streams = tuple(self._streams)
-        for stream in streams:
-            stream.cancel()
-        await asyncio.gather(*streams, return_exceptions=True)
+            await self._listener.close()
 
     async def _listen(self) -> int:
-        config, loop = self._config, asyncio.get_running_loop()
+        config = self._config
         try:
-            self._listener = await loop.create_server(
-                lambda: _Accepted(self._accept), config.host, config.port, ssl=server_side(config)
-            )
+            self._listener = await stream_of(config).listen(config, self._stream)
         except OSError as error:
             remedy = f"must be a free address of this host ({error})"
             where = f"{config.host}:{config.port}"
             raise ConfigError("service.host, port", where, remedy) from None
-        port: int = self._listener.sockets[0].getsockname()[1]
-        return port
+        return self._listener.port
 
     def _announce(self) -> None:
         for session in self._sessions:
             session.announce()
-
-    def _accept(self, wire: Wire) -> None:
-        stream = asyncio.create_task(self._stream(wire))
-        self._streams.add(stream)
-        stream.add_done_callback(self._streams.discard)
 
     async def _stream(self, wire: Wire) -> None:
         """Serve one frontend as long as it lives, and tell it why when we end it."""
@@ -127,18 +113,6 @@ class WorkerServer:
             await session.run(wire, wire.write)
         finally:
             self._sessions.discard(session)
-
-
-class _Accepted(Wire):
-    """A frontend's end of which nothing is known yet: it may say little."""
-
-    def __init__(self, accept: Callable[[Wire], None]) -> None:
-        super().__init__(MAX_BYTES)
-        self._accept = accept
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(transport)
-        self._accept(self)
 
 
 async def _next(wire: Wire) -> bytes:

@@ -90,20 +90,33 @@ def served() -> Counting:
     return Counting()
 
 
+@pytest.fixture(params=["grpc", "tcp"])
+def stream(request) -> str:
+    return request.param
+
+
 @pytest.fixture
-async def server(served):
-    server = await WorkerServer.start(served, ServiceConfig(token=TOKEN, handshake_timeout_s=2.0))
+def configured(stream):
+    def make(**fields) -> ServiceConfig:
+        usual = {"token": TOKEN, "handshake_timeout_s": 2.0, "stream": stream}
+        return ServiceConfig(**(usual | fields))
+
+    return make
+
+
+@pytest.fixture
+async def server(served, configured):
+    server = await WorkerServer.start(served, configured())
     yield server
     await server.stop()
 
 
 @pytest.fixture
-async def connect(server):
+async def connect(server, configured):
     clients: list[WorkerClient] = []
 
     async def make(name="w", address="", on_lost=lambda client, error: None, **config):
-        chosen = ServiceConfig(**({"token": TOKEN, "handshake_timeout_s": 2.0} | config))
-        where = address or server.address
+        where, chosen = address or server.address, configured(**config)
         clients.append(await WorkerClient.connect(name, where, "frontend", chosen, on_lost))
         return clients[-1]
 
@@ -113,14 +126,13 @@ async def connect(server):
 
 
 @pytest.fixture
-async def start_worker():
+async def start_worker(stream):
     """Start a worker in a process of its own; return (process, address)."""
     started = []
 
     async def start(step_s: float = 0.001):
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-P", str(WORKER), str(step_s), stdout=asyncio.subprocess.PIPE
-        )
+        command = [sys.executable, "-P", str(WORKER), str(step_s), stream]
+        process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
         started.append(process)
         line = await asyncio.wait_for(process.stdout.readline(), 30)
         return process, line.decode().strip()

@@ -10,7 +10,6 @@ from stafette.workers.request import Request
 from stafette.workers.sampling.params import SamplingParams
 from stafette.workers.service import frames
 from stafette.workers.service.client import WorkerClient
-from stafette.workers.service.config import ServiceConfig
 from stafette.workers.service.frames import Order
 from stafette.workers.service.server import WorkerServer
 
@@ -128,8 +127,10 @@ async def test_a_worker_tells_its_load_with_every_beat(connect, make_order, coll
     await await_that(lambda: client.load == {"running": 1})
 
 
-async def test_a_frontend_that_falls_silent_has_its_requests_aborted(served, make_order):
-    config = ServiceConfig(token=b"the cluster's token", beat_s=0.1, silence_s=0.5)
+async def test_a_frontend_that_falls_silent_has_its_requests_aborted(
+    served, make_order, configured
+):
+    config = configured(beat_s=0.1, silence_s=0.5)
     server = await WorkerServer.start(served, config)
     client = await WorkerClient.connect("w", server.address, "silent", config)
     served.may_go_on.clear()
@@ -180,16 +181,17 @@ async def test_a_frontend_with_a_wrong_proof_is_refused(connect, server, monkeyp
 
 
 @pytest.mark.parametrize("turns", range(6))
-async def test_a_cancel_that_comes_together_with_a_refusal_is_not_lost(monkeypatch, turns):
+async def test_a_cancel_that_comes_together_with_a_refusal_is_not_lost(connect, monkeypatch, turns):
+    asked = asyncio.Event()
     refusal = asyncio.get_running_loop().create_future()
 
-    async def open_it(self):
+    async def greet(self, frontend):
+        asked.set()
         await refusal
 
-    monkeypatch.setattr(WorkerClient, "_open", open_it)
-    config = ServiceConfig(token=b"the cluster's token")
-    task = asyncio.create_task(WorkerClient.connect("w", "127.0.0.1:9", "f", config))
-    await asyncio.sleep(0.01)
+    monkeypatch.setattr(WorkerClient, "_greet", greet)
+    task = asyncio.create_task(connect())
+    await asked.wait()
 
     refusal.set_exception(PermissionError("no"))
     for _ in range(turns):
@@ -247,8 +249,10 @@ async def test_a_number_that_is_in_use_ends_the_stream(connect, served, make_ord
     assert "one that is not in use" in str(client.lost)
 
 
-async def test_a_frontend_that_does_not_read_is_dropped(served, make_order, monkeypatch):
-    config = ServiceConfig(token=b"the cluster's token", max_unsent_bytes=50_000)
+async def test_a_frontend_that_does_not_read_is_dropped(
+    served, make_order, configured, monkeypatch
+):
+    config = configured(max_unsent_bytes=50_000)
     server = await WorkerServer.start(served, config)
     monkeypatch.setattr(WorkerClient, "_read", lambda client: asyncio.Event().wait())
     client = await WorkerClient.connect("w", server.address, "slow", config)
@@ -264,9 +268,9 @@ async def test_a_frontend_that_does_not_read_is_dropped(served, make_order, monk
 
 
 async def test_more_requests_than_a_stream_may_have_are_declined_one_by_one(
-    served, make_order, collected
+    served, make_order, configured, collected
 ):
-    config = ServiceConfig(token=b"the cluster's token", max_requests=2)
+    config = configured(max_requests=2)
     server = await WorkerServer.start(served, config)
     client = await WorkerClient.connect("w", server.address, "f", config)
     served.may_go_on.clear()
@@ -326,8 +330,8 @@ async def test_finishing_waits_for_what_is_under_way(
     assert await task == [2, 3, 4, 5, 6]
 
 
-async def test_a_port_in_use_is_named(served, server):
+async def test_a_port_in_use_is_named(served, server, configured):
     port = int(server.address.rpartition(":")[2])
 
     with pytest.raises(ConfigError, match=f"{port}"):
-        await WorkerServer.start(served, ServiceConfig(token=b"the cluster's token", port=port))
+        await WorkerServer.start(served, configured(port=port))

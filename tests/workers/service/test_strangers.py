@@ -4,13 +4,14 @@ import asyncio
 import shutil
 import subprocess
 
+import grpc
 import pytest
 
 from stafette.workers.errors import ConfigError, WorkerLost
 from stafette.workers.service.client import WorkerClient
 from stafette.workers.service.config import ServiceConfig
 from stafette.workers.service.server import WorkerServer
-from stafette.workers.service.tls import client_side, server_side
+from stafette.workers.service.streams.tls import client_side, server_side
 
 TOKEN = b"the cluster's token"
 PATIENCE_S = 30.0
@@ -27,6 +28,11 @@ async def said_to(address: str, data: bytes) -> bytes:
         writer.close()
 
 
+over_tcp = pytest.mark.parametrize("stream", ["tcp"], indirect=True)
+over_grpc = pytest.mark.parametrize("stream", ["grpc"], indirect=True)
+
+
+@over_tcp
 @pytest.mark.parametrize(
     "data",
     [
@@ -48,13 +54,37 @@ async def test_strangers_are_turned_away_and_harm_nobody(
     assert await collected(client, make_order("a", 1)) == [2, 3, 4, 5, 6]
 
 
+@over_grpc
+@pytest.mark.parametrize("said", [b"", b"\xc1", b"x" * 2_000])  # the last is longer than a greeting
+async def test_strangers_that_speak_grpc_are_told_why_they_are_turned_away(
+    server, connect, make_order, collected, said
+):
+    client = await connect()
+    async with grpc.aio.insecure_channel(server.address) as channel:
+        call = channel.stream_stream("/stafette.Worker/Stream")()
+
+        await call.write(said)
+
+        with pytest.raises(grpc.aio.AioRpcError, match="MalformedMessage"):
+            await call.read()
+    assert server.refused == 1
+    assert await collected(client, make_order("a", 1)) == [2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("stream", ["grpc", "tcp"], indirect=True)
+async def test_two_ends_that_speak_differently_do_not_wait_for_each_other(server, connect, stream):
+    with pytest.raises(WorkerLost, match="no stream to"):
+        await connect(stream={"grpc": "tcp", "tcp": "grpc"}[stream])
+
+
+@over_tcp
 async def test_who_says_nothing_is_not_waited_for(server):
     assert b"TimeoutError" in await said_to(server.address, b"\x00\x00")
     assert server.refused == 1
 
 
-async def test_a_server_that_stops_lets_nobody_in_any_more(served):
-    config = ServiceConfig(token=TOKEN)
+async def test_a_server_that_stops_lets_nobody_in_any_more(served, configured):
+    config = configured()
     server = await WorkerServer.start(served, config)
     client = await WorkerClient.connect("w", server.address, "f", config)
 
@@ -82,24 +112,24 @@ def pair(tmp_path_factory) -> tuple[bytes, bytes]:
     return (folder / "key").read_bytes(), (folder / "certificate").read_bytes()
 
 
-async def test_with_tls_the_same_is_said_encrypted(served, pair, make_order, collected):
+async def test_with_tls_the_same_is_said_encrypted(served, pair, make_order, configured, collected):
     key, certificate = pair
-    config = ServiceConfig(token=TOKEN, tls_key=key, tls_certificate=certificate)
+    config = configured(tls_key=key, tls_certificate=certificate)
     server = await WorkerServer.start(served, config)
-    trusting = ServiceConfig(token=TOKEN, tls_authority=certificate)
+    trusting = configured(tls_authority=certificate)
 
     client = await WorkerClient.connect("w", server.address, "f", trusting)
 
     assert await collected(client, make_order("a", 1)) == [2, 3, 4, 5, 6]
     with pytest.raises(WorkerLost, match="no stream to"):  # in the clear
-        await WorkerClient.connect("w", server.address, "f", ServiceConfig(token=TOKEN))
+        await WorkerClient.connect("w", server.address, "f", configured())
     await client.close()
     await server.stop()
 
 
-async def test_a_server_that_nobody_vouches_for_is_not_talked_to(served, pair):
-    plain = await WorkerServer.start(served, ServiceConfig(token=TOKEN, handshake_timeout_s=0.5))
-    trusting = ServiceConfig(token=TOKEN, tls_authority=pair[1], handshake_timeout_s=5.0)
+async def test_a_server_that_nobody_vouches_for_is_not_talked_to(served, pair, configured):
+    plain = await WorkerServer.start(served, configured(handshake_timeout_s=0.5))
+    trusting = configured(tls_authority=pair[1], handshake_timeout_s=5.0)
 
     with pytest.raises(WorkerLost, match="no stream to"):
         await WorkerClient.connect("w", plain.address, "f", trusting)

@@ -1,4 +1,7 @@
-"""A worker in a process of its own: counts, a token every so many seconds. Prints its address."""
+"""A worker in a process of its own: counts, a token every so many seconds. Prints its address.
+
+worker_process.py STEP_S STREAM
+"""
 
 import asyncio
 import importlib.util
@@ -21,7 +24,7 @@ async def main() -> None:
     module = counting()
     served = module.Counting()
     served.may_go_on.clear()
-    config = ServiceConfig(token=module.TOKEN)
+    config = ServiceConfig(token=module.TOKEN, stream=sys.argv[2])
     server = await WorkerServer.start(served, config)
     print(server.address, flush=True)
     while True:

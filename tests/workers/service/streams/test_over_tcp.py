@@ -7,7 +7,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from stafette.kvtransfer.errors import MalformedMessage
-from stafette.workers.service.wire import StreamEnded, Wire
+from stafette.workers.service.streams.over_tcp import TcpWire
+from stafette.workers.service.streams.wire import StreamEnded
 
 
 class FakeTransport:
@@ -24,18 +25,18 @@ class FakeTransport:
         return False
 
 
-async def ends_of(max_bytes: int = 1 << 20) -> tuple[Wire, Wire, asyncio.Server]:
+async def ends_of(max_bytes: int = 1 << 20) -> tuple[TcpWire, TcpWire, asyncio.Server]:
     """Return two ends of one connection."""
-    accepted: list[Wire] = []
+    accepted: list[TcpWire] = []
 
-    def accept() -> Wire:
-        accepted.append(Wire(max_bytes))
+    def accept() -> TcpWire:
+        accepted.append(TcpWire(max_bytes))
         return accepted[-1]
 
     loop = asyncio.get_running_loop()
     server = await loop.create_server(accept, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
-    _, here = await loop.create_connection(lambda: Wire(max_bytes), "127.0.0.1", port)
+    _, here = await loop.create_connection(lambda: TcpWire(max_bytes), "127.0.0.1", port)
     while not accepted:
         await asyncio.sleep(0.001)
     return here, accepted[0], server
@@ -55,7 +56,7 @@ def framed(*messages: bytes) -> bytes:
 
 
 async def read_all(parts: list[bytes]) -> list[bytes]:
-    wire = Wire(1 << 20)
+    wire = TcpWire(1 << 20)
     for part in parts:
         wire.data_received(part)
     wire.eof_received()
@@ -87,7 +88,7 @@ async def test_messages_go_both_ways(ends):
 
 
 async def test_a_message_that_is_too_long_ends_the_stream_before_it_is_here():
-    wire = Wire(max_bytes=10)
+    wire = TcpWire(max_bytes=10)
 
     wire.data_received(framed(b"0123456789") + (11).to_bytes(4, "big"))
     wire.data_received(b"01234567890")
@@ -138,7 +139,7 @@ async def test_whoever_waits_to_write_hears_that_the_other_end_has_gone(ends):
 
 
 async def test_a_reader_that_falls_behind_lets_the_other_end_wait():
-    wire, transport = Wire(1 << 20), FakeTransport()
+    wire, transport = TcpWire(1 << 20), FakeTransport()
     wire.connection_made(transport)
 
     wire.data_received(framed(*[b"x" * 30_000] * 4))

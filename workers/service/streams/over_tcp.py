@@ -1,13 +1,18 @@
-"""A stream of whole messages over one TCP connection: each is its length, 4 bytes, and itself.
+"""The stream over a bare TCP connection: each message is its length, 4 bytes, and itself.
 
 Whoever gives up says why before it closes: a last message, marked by the length's highest bit.
 """
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from typing import cast
 
 from stafette.kvtransfer.errors import MalformedMessage
+from stafette.workers.service.auth import MAX_BYTES
+from stafette.workers.service.config import ServiceConfig
+from stafette.workers.service.streams.tls import client_side, server_side
+from stafette.workers.service.streams.wire import Listener, Serve, Stream, StreamEnded, Wire
 
 _HEAD_BYTES = 4
 _LAST = 1 << 31
@@ -15,12 +20,60 @@ _MAX_REASON_BYTES = 512
 _UNREAD_BYTES = 64 << 10  # beyond, the other end waits
 
 
-class StreamEnded(Exception):
-    """The other end gave up, and said why."""
+class TcpStream(Stream):
+    async def listen(self, config: ServiceConfig, serve: Serve) -> Listener:
+        listener = _TcpListener(serve)
+        await listener.start(config)
+        return listener
+
+    async def connect(self, address: str, config: ServiceConfig) -> Wire:
+        host, _, port = address.rpartition(":")
+        wire, loop = TcpWire(config.max_message_bytes), asyncio.get_running_loop()
+        tls = client_side(config)
+        await loop.create_connection(lambda: wire, host.strip("[]"), int(port), ssl=tls)
+        return wire
 
 
-class Wire(asyncio.Protocol):
-    """One end. A single reader; `write` does not mix messages up, whoever calls it."""
+class _TcpListener(Listener):
+    def __init__(self, serve: Serve) -> None:
+        self._serve = serve
+        self._served: set[asyncio.Task[None]] = set()
+        self._server: asyncio.Server | None = None
+
+    @property
+    def port(self) -> int:
+        assert self._server is not None
+        port: int = self._server.sockets[0].getsockname()[1]
+        return port
+
+    async def start(self, config: ServiceConfig) -> None:
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(
+            lambda: _Accepted(self._accept), config.host, config.port, ssl=server_side(config)
+        )
+
+    async def close(self) -> None:
+        if self._server is not None:
+            self._server.close()
+        served = tuple(self._served)
+        for each in served:
+            each.cancel()
+        await asyncio.gather(*served, return_exceptions=True)
+
+    def _accept(self, wire: Wire) -> None:
+        served = asyncio.create_task(self._until_served(wire))
+        self._served.add(served)
+        served.add_done_callback(self._served.discard)
+
+    async def _until_served(self, wire: Wire) -> None:
+        try:
+            await self._serve(wire)
+        finally:
+            await wire.close()
+
+
+class TcpWire(Wire, asyncio.Protocol):
+    """Either end."""
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes  # of a message; more of it is not waited for
@@ -41,7 +94,6 @@ class Wire(asyncio.Protocol):
         return str(self._transport.get_extra_info("peername"))
 
     async def read(self) -> bytes | None:
-        """Return the next message; None at the stream's end, StreamEnded when a reason was told."""
         while not self._messages:
             if self._error is not None:
                 raise self._error
@@ -55,17 +107,7 @@ class Wire(asyncio.Protocol):
             self._resume()
         return message
 
-    def __aiter__(self) -> "Wire":
-        return self
-
-    async def __anext__(self) -> bytes:
-        message = await self.read()
-        if message is None:
-            raise StopAsyncIteration
-        return message
-
     async def write(self, message: bytes) -> None:
-        """Send a message; return when there is room for another one."""
         if self._lost.done() or self._transport is None:
             raise ConnectionError("the connection is closed")
         self._transport.write(len(message).to_bytes(_HEAD_BYTES, "big") + message)
@@ -73,7 +115,7 @@ class Wire(asyncio.Protocol):
             await asyncio.shield(self._writable)
 
     async def close(self, reason: str = "", timeout_s: float = 1.0) -> None:
-        """End the stream behind what was written; what does not leave in time never does."""
+        """What was written and does not leave in time never does."""
         if self._transport is not None and not self._lost.done():
             if reason and self._writable is None:
                 told = reason.encode()[:_MAX_REASON_BYTES]
@@ -84,7 +126,6 @@ class Wire(asyncio.Protocol):
         self._end(None)
 
     def abort(self) -> None:
-        """End the stream now. Safe to call twice."""
         self._end(None)
         if self._transport is not None:
             self._transport.abort()
@@ -164,3 +205,15 @@ class Wire(asyncio.Protocol):
     def _resume(self) -> None:
         if self._transport is not None and not self._transport.is_closing():
             self._transport.resume_reading()
+
+
+class _Accepted(TcpWire):
+    """A stranger's end: it may say little."""
+
+    def __init__(self, accept: Callable[[Wire], None]) -> None:
+        super().__init__(MAX_BYTES)
+        self._accept = accept
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._accept(self)

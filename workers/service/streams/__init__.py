@@ -1,0 +1,1 @@
+"""What carries the messages between a frontend and a worker."""
