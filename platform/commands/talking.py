@@ -15,6 +15,7 @@ from stafette.workers.errors import EngineError
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 KEY_VARIABLE = "STAFETTE_API_KEY"
+_CONNECT_S = 10.0  # TLS's handshake included
 _TIMEOUT_S = 300.0  # a long prompt may take that long until its first token
 
 
@@ -74,6 +75,8 @@ class Asker:
     def _answer(self, method: str, path: str, body: object) -> Iterator[http.client.HTTPResponse]:
         connection = self._connection()
         try:
+            connection.connect()
+            connection.sock.settimeout(_TIMEOUT_S)
             data = None if body is None else json.dumps(body)
             headers = self._headers | {"content-type": "application/json"}
             connection.request(method, self._parts.path.removesuffix("/v1") + path, data, headers)
@@ -91,8 +94,8 @@ class Asker:
     def _connection(self) -> http.client.HTTPConnection:
         host, port = self._parts.hostname or "", self._parts.port
         if self._tls is None:
-            return http.client.HTTPConnection(host, port, timeout=_TIMEOUT_S)
-        return http.client.HTTPSConnection(host, port, timeout=_TIMEOUT_S, context=self._tls)
+            return http.client.HTTPConnection(host, port, timeout=_CONNECT_S)
+        return http.client.HTTPSConnection(host, port, timeout=_CONNECT_S, context=self._tls)
 
 
 def _refusal(answer: http.client.HTTPResponse) -> str:

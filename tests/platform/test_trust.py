@@ -1,12 +1,17 @@
 """Commands that ask an `https://` server believe whom they are told to believe."""
 
+import socket
 import ssl
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 import pytest
 from tests.platform.bench.played import PlayedServer, tokens
 
 from stafette.platform.bench.measured import read_measured
 from stafette.platform.cli import main
+from stafette.platform.commands import talking
 
 LOAD = ("--isl", "16", "--std", "2", "--osl", "4", "--concurrencies", "2", "--requests", "2")
 
@@ -58,16 +63,46 @@ def test_only_the_named_ca_is_believed(bench, certificate_of, capsys):
     assert "certificate verify failed" in capsys.readouterr().err
 
 
+@contextmanager
+def answering(said: bytes) -> Iterator[int]:
+    """Listen, and say this to whoever says anything; without a word, to nobody."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def answer() -> None:
+            with suppress(OSError):  # it was closed
+                while True:
+                    connection, _ = listener.accept()
+                    kept.append(connection)
+                    if said:
+                        connection.recv(4_096)
+                        connection.sendall(said)
+
+        kept: list[socket.socket] = []
+        thread = threading.Thread(target=answer)
+        thread.start()
+        yield listener.getsockname()[1]
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join()
+        for connection in kept:
+            connection.close()
+
+
 def test_https_where_only_http_is_spoken_is_told(tmp_path, capsys):
-    plain = PlayedServer(tokens).start()
-    try:
-        where = ("--endpoint", f"mine=https://127.0.0.1:{plain.port}", "--name", "x")
+    with answering(b"HTTP/1.1 400 Bad Request\r\n\r\n") as port:
+        where = ("--endpoint", f"mine=https://127.0.0.1:{port}", "--name", "x")
         assert main(["bench", "run", *where, "--output-dir", str(tmp_path), *LOAD]) == 1
-        assert main(["status", "--url", f"https://127.0.0.1:{plain.port}"]) == 1
-    finally:
-        plain.stop()
+        assert main(["status", "--url", f"https://127.0.0.1:{port}"]) == 1
 
     assert capsys.readouterr().err.count("it does not speak TLS there: take http://") == 2
+
+
+def test_who_does_not_answer_a_handshake_is_not_waited_for(capsys, monkeypatch):
+    monkeypatch.setattr(talking, "_CONNECT_S", 0.1)
+
+    with answering(b"") as port:
+        assert main(["status", "--url", f"https://127.0.0.1:{port}"]) == 1
+
+    assert "timed out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

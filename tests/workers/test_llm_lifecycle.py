@@ -114,8 +114,8 @@ def test_a_start_that_fails_frees_what_it_took(monkeypatch):
     closed = []
     make = building.make_runner
 
-    def make_and_watch(config, checkpoint):
-        runner = make(config, checkpoint)
+    def make_and_watch(*arguments):
+        runner = make(*arguments)
         close = runner.close
         monkeypatch.setattr(runner, "close", lambda: (closed.append(runner), close()))
         return runner

@@ -112,6 +112,7 @@ class MockWorker(Standing):
             "max_num_seqs": engine.max_num_seqs,
             "host": host_id(),
             "agent": self._host.metadata(self.name),
+            "members": [],
             "events": [self._events.address, self._events.replay_address],
         }
 

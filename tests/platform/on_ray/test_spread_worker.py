@@ -1,5 +1,7 @@
 """A worker whose tensor-parallel ranks are on two nodes: answers, deaths, a new start."""
 
+from contextlib import suppress
+
 import psutil
 import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -69,12 +71,12 @@ async def until_handed_over(fleet) -> None:
 
 
 def far_ranks() -> list[psutil.Process]:
-    """Return the processes that were started on another node than the first rank's."""
-    found = []
+    """Return the ranks that run on another node than their worker's first one: Ray started them."""
+    found: list[psutil.Process] = []
     for process in psutil.process_iter(["cmdline"]):
-        words = process.info["cmdline"] or []
-        if "stafette.workers.runner.rank" in words and len(words) == 6:
-            found.append(process)
+        if "ray::NodeRanks" in " ".join(process.info["cmdline"] or []):
+            with suppress(psutil.NoSuchProcess):
+                found += process.children()
     return found
 
 
