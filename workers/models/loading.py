@@ -7,8 +7,6 @@ from dataclasses import dataclass
 import torch
 
 from stafette.workers.errors import CheckpointError
-from stafette.workers.models import eight_bit
-from stafette.workers.models.eight_bit import EightBitKernel
 from stafette.workers.models.linear import Kernel, Linear, Part, dense_kernel
 from stafette.workers.models.quantized import linear_from
 from stafette.workers.models.sharding import TensorParallel
@@ -90,18 +88,8 @@ class WeightLoader:
         packed = linear_from(pieces, bias, self.device)
         if packed is not None:
             return packed
-        if self._runs_in_eight_bits(pieces):
-            exact = torch.cat([_dense(piece, torch.float32) for piece in pieces])
-            return EightBitKernel(exact, bias)
         dense = torch.cat([_dense(piece, self.dtype) for piece in pieces]).to(self.device)
         return dense_kernel(dense, None if bias is None else bias.to(self.device))
-
-    def _runs_in_eight_bits(self, pieces: Sequence[Weight]) -> bool:
-        """Whether the weights came in 8 bits or less, and go on so."""
-        if not all(isinstance(piece, GroupedWeight) for piece in pieces):
-            return False
-        shape = sum(piece.shape[0] for piece in pieces), pieces[0].shape[1]
-        return eight_bit.why_not(shape, self.dtype, self.device) is None
 
     def _span(self, size: int, unit: int) -> tuple[int, int]:
         start, stop = self.tp.span(size // unit)
