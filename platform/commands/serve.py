@@ -2,8 +2,8 @@
 
 import argparse
 import json
+import os
 import signal
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -120,7 +120,9 @@ def _serve_fleet(config: Config, arguments: argparse.Namespace) -> int:
 
 
 def _sleep_until_signal() -> None:
-    """Return at SIGTERM; KeyboardInterrupt at SIGINT."""
-    ended = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: ended.set())
-    ended.wait()
+    """Return at SIGTERM, and take no further one; KeyboardInterrupt at SIGINT."""
+    told, tell_it = os.pipe()
+    # Not an Event: a signal that comes while its lock is held would wait for ever.
+    signal.signal(signal.SIGTERM, lambda *_: os.write(tell_it, b"."))
+    os.read(told, 1)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -180,3 +180,34 @@ def test_every_command_line_in_the_docs_is_understood():
         parser = argparse.ArgumentParser(exit_on_error=False)
         serve.add_arguments(parser)
         assert parser.parse_args(shlex.split(line)[2:]).local
+
+
+SIGNALLED = """
+import signal, threading, time
+from stafette.platform.commands import serve
+
+def say_when_it_listens():
+    while signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        time.sleep(0.001)
+    print("listens", flush=True)
+
+threading.Thread(target=say_when_it_listens).start()
+serve._sleep_until_signal()
+time.sleep(0.5)  # more of them come
+print("goes on", flush=True)
+"""
+
+
+def test_a_fleet_s_command_goes_on_to_its_end_however_often_it_is_told():
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-c", SIGNALLED], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout.readline() == "listens\n"
+        for _ in range(20_000):
+            process.send_signal(signal.SIGTERM)
+
+        assert process.communicate(timeout=30)[0] == "goes on\n"
+    finally:
+        process.kill()
+        process.wait()
