@@ -80,7 +80,7 @@ def open_transfers(transport: Transport, block_bytes: int) -> Iterator[Transfers
     try:
         if not ours.poll(_ANSWER_S):
             raise InvalidSetting("--transfer", transport, "the other process does not answer")
-        metadata, ticket = ours.recv()
+        metadata, ticket = ours.recv_bytes(), ours.recv_bytes()
         agent.register("pool", memory, block_bytes=block_bytes)
         agent.add_peer(metadata)
         yield Transfers(agent, agent.accept(ticket), num_blocks, block_bytes, transport)
@@ -98,7 +98,8 @@ def own(pipe: Connection, token: bytes, transport: str, num_blocks: int, block_b
     memory.array[:] = np.arange(len(memory.array), dtype=np.uint8)  # each page is there
     with Agent(AgentConfig(name="owner", token=token, transports=(transport,))) as agent:
         agent.register("pool", memory, block_bytes=block_bytes)
-        pipe.send((agent.metadata(), agent.grant("pool", range(num_blocks), ttl_s=_LEASE_S)))
+        pipe.send_bytes(agent.metadata())
+        pipe.send_bytes(agent.grant("pool", range(num_blocks), ttl_s=_LEASE_S))
         pipe.poll(None)
     memory.close()
 

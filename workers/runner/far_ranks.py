@@ -89,7 +89,7 @@ class SpreadRanks:
                     self._launch(node, port, range(node * share, (node + 1) * share))
                     for node in range(1, self.num_nodes)
                 ]
-                for far in self._gather(listener, size - share, failures, timeout_s):
+                for far in self._gather(listener, range(share, size), failures, timeout_s):
                     ranks.append(far)
         except BaseException:
             for rank in ranks:
@@ -100,31 +100,31 @@ class SpreadRanks:
     def _gather(
         self,
         listener: socket.socket,
-        count: int,
+        wanted: Sequence[int],
         failures: Sequence[Callable[[], str]],
         timeout_s: float,
     ) -> Iterator[FarRank]:
         """Yield those that call until all have."""
         until = time.monotonic() + timeout_s
-        seen: set[int] = set()
+        missing = set(wanted)
         listener.settimeout(_LOOK_S)
-        while len(seen) < count:
+        while missing:
             try:
                 connection, address = listener.accept()
             except TimeoutError:
                 _raise_if_failed(failures)
                 if time.monotonic() > until:
-                    how = f"{count - len(seen)} of {count} have not called in {timeout_s:g} s"
+                    how = f"{len(missing)} of {len(wanted)} have not called in {timeout_s:g} s"
                     raise EngineDead(
                         "tensor parallel ranks", how, "see their nodes' logs"
                     ) from None
                 continue
             rank = _admit(connection, self._token)
-            if rank is None or rank.rank in seen:
+            if rank is None or rank.rank not in missing:
                 _log.warning("a caller from %s is not one of our ranks", address[0])
                 connection.close()
                 continue
-            seen.add(rank.rank)
+            missing.discard(rank.rank)
             yield rank
 
 
@@ -148,11 +148,14 @@ def _admit(connection: socket.socket, token: bytes) -> FarRank | None:
     link, nonce = Link(connection), secrets.token_bytes(_NONCE_BYTES)
     try:
         hello = link.receive(_PROOF_S, _MAX_BYTES)
-        said = (_nonce(hello), nonce, hello["rank"])
+        rank = hello["rank"]
+        if type(rank) is not int:
+            raise TypeError("a rank is a number")
+        said = (_nonce(hello), nonce, rank)
         link.send({"nonce": nonce, "proof": _prove(token, _HEAD, *said)}, _PROOF_S)
         proof = link.receive(_PROOF_S, _MAX_BYTES)["proof"]
         if hmac.compare_digest(proof, _prove(token, _RANK, *said)):
-            return FarRank(hello["rank"], connection)
+            return FarRank(rank, connection)
     except (EOFError, TimeoutError, KeyError, TypeError, ValueError, OverflowError) as error:
         _log.info("a caller did not prove itself: %s", error)
     return None

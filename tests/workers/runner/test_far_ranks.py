@@ -8,6 +8,7 @@ import sys
 import threading
 from contextlib import suppress
 
+import msgpack
 import numpy as np
 import pytest
 import torch
@@ -76,12 +77,16 @@ def start(folder, launch, *, size=4, num_nodes=2, **options):
     return runner
 
 
-def calling(port: int) -> list[str]:
-    """Return the command of a process that calls as rank 1, and ends."""
-    code = (
-        f"from stafette.workers.runner.far_ranks import call\ncall({HERE!r}, {port}, 1, {TOKEN!r})"
-    )
-    return [sys.executable, "-c", code]
+def calling(port: int, *ranks: int) -> list[str]:
+    """Return the command of a process that calls as these ranks, else as rank 1, and ends."""
+    code = "from stafette.workers.runner.far_ranks import call\n"
+    calls = [f"call({HERE!r}, {port}, {rank}, {TOKEN!r})\n" for rank in ranks or (1,)]
+    return [sys.executable, "-c", code + "".join(calls)]
+
+
+def framed(message: dict) -> bytes:
+    body = msgpack.packb(message)
+    return len(body).to_bytes(8, "little") + body
 
 
 def step() -> StepInputs:
@@ -166,6 +171,7 @@ def test_who_does_not_know_the_token_is_no_rank(folder):
         b"\x05\0\0\0\0\0\0\0\x81\xa4rank",
         b"\x01\0\0\0\0\0\0\0\xc1",
         b"\x01\0\0\0\0\0\0\0\x90",
+        *(framed({"rank": rank, "nonce": bytes(32)}) for rank in ("1", 1.0, -1, 1 << 40)),
     ],
 )
 def test_what_is_no_greeting_is_refused_and_the_rank_behind_it_comes_in(said):
@@ -188,6 +194,20 @@ def test_what_is_no_greeting_is_refused_and_the_rank_behind_it_comes_in(said):
     assert rank.has_ended(60.0)
     rank.stop()
     stranger.close()
+
+
+def test_a_rank_of_another_engine_is_sent_away_and_the_one_behind_it_comes_in():
+    started = []
+
+    def launch(node, port, ranks):
+        started.append(subprocess.Popen(calling(port, 7, 1)))
+        return lambda: ""
+
+    (rank,) = SpreadRanks(HERE, TOKEN, 2, launch).start(2, 60.0)
+
+    assert rank.rank == 1
+    assert started[0].wait(60) == 0
+    rank.stop()
 
 
 def test_who_proves_nothing_is_sent_away_and_the_rank_behind_it_comes_in():
