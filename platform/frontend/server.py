@@ -128,9 +128,9 @@ def _last_of(listener: socket.socket) -> Iterator[socket.socket]:
         while True:
             try:
                 connection, _ = listener.accept()
-            except BlockingIOError:
-                return
-            except OSError:
+            except ConnectionAbortedError:
                 continue  # that one has gone
+            except OSError:  # there is none, or no more descriptors for them
+                return
             connection.setblocking(False)
             yield connection

@@ -1,6 +1,7 @@
 """The API on real sockets: clients that leave, dawdle or stay while the server ends."""
 
 import asyncio
+import errno
 import contextlib
 import json
 import socket
@@ -11,7 +12,7 @@ import uvloop
 
 from stafette.platform.frontend.config import FrontendConfig
 from stafette.platform.frontend.errors import InvalidSetting
-from stafette.platform.frontend.server import Server, address, listen
+from stafette.platform.frontend.server import Server, _last_of, address, listen
 
 CHAT = {"messages": [{"role": "user", "content": "Hi"}]}
 SOON_S = 10.0
@@ -246,3 +247,37 @@ async def test_with_a_certificate_it_speaks_tls(on_sockets, certificate):
 def test_a_certificate_that_is_missing_is_named(make_api):
     with pytest.raises(InvalidSetting, match="tls_certfile = '/no/such/file'"):
         Server(make_api(port=0, tls_certfile="/no/such/file").app)
+
+
+class Refusing:
+    """A listener with a connection that has gone, one that waits, and no descriptor for more."""
+
+    def __init__(self, waiting: socket.socket) -> None:
+        self._outcomes = [ConnectionAbortedError(), (waiting, None)]
+        self.is_closed = False
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.is_closed = True
+
+    def setblocking(self, flag):
+        assert not flag
+
+    def accept(self):
+        outcome = self._outcomes.pop(0) if self._outcomes else OSError(errno.EMFILE, "too many")
+        if isinstance(outcome, OSError):
+            raise outcome
+        return outcome
+
+
+def test_a_server_that_ends_takes_whom_it_can_and_waits_for_no_descriptor():
+    waiting, other = socket.socketpair()
+    listener = Refusing(waiting)
+
+    assert list(_last_of(listener)) == [waiting]
+
+    assert listener.is_closed
+    waiting.close()
+    other.close()
