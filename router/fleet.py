@@ -58,7 +58,8 @@ class Fleet:
         return member
 
     def set_state(self, target: str, healthy: bool, draining: bool) -> None:
-        self[target].set_state(healthy, draining)
+        member = self[target]
+        member.healthy, member.draining = healthy, draining
         self._board = None
 
     def set_role(self, target: str, role: Role) -> None:

@@ -14,11 +14,11 @@ class Member:
     learner: Learner
     healthy: bool = True
     draining: bool = False
-    away: str | None = None  # why it takes no requests now, whatever they are: asked of it often
     last: Candidate | None = None  # as it was the last time: most stay as they are
 
-    def set_state(self, healthy: bool, draining: bool) -> None:
-        self.healthy, self.draining = healthy, draining
-        self.away = "is draining" if draining else None
-        if not healthy:
-            self.away = "is not healthy"
+    @property
+    def away(self) -> str | None:
+        """Why it takes no requests now, whatever they are."""
+        if not self.healthy:
+            return "is not healthy"
+        return "is draining" if self.draining else None

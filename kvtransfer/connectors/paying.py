@@ -45,7 +45,6 @@ class Paying:
         self._waiting = 0  # prompts
         self._loading: Mapping[str, _Rate] = {tier: _Rate() for tier in get_args(Tier)}  # blocks
         self._lock = threading.Lock()
-        self.left = 0  # blocks that were found, and not worth it
 
     def note_step(self, prompt_tokens: int, seconds: float, waiting: int) -> None:
         """Take what a step took that computed so many tokens of prompts, while others waited."""
@@ -71,7 +70,6 @@ class Paying:
                 saved_s = end * block_s - self._load_s(_slowest(tiers[:end]), end)
                 if saved_s >= most_s:
                     best, most_s = end, saved_s
-            self.left += len(tiers) - best
             return best
 
     def _load_s(self, tier: Tier, num_blocks: int) -> float:

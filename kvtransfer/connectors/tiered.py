@@ -94,8 +94,11 @@ class TieredConnector(KvConnector):
         if self.store is None:
             return 0
         missing = request.hashes[num_held // request.block_size :]
-        found = self.store.lookup(missing)
-        return self.paying.choose(found.tiers, request.block_size) * request.block_size
+        found = self.store.lookup(missing).tiers
+        chosen = self.paying.choose(found, request.block_size)
+        if chosen < len(found):
+            self.store.decline(len(found) - chosen)
+        return chosen * request.block_size
 
     def begin(self, request: KvRequest, first: int, blocks: Sequence[int]) -> LoadOrder:
         if self.store is not None:

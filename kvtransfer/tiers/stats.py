@@ -46,6 +46,7 @@ class Calls:
     offloaded: int = 0
     already_there: int = 0
     offloads_dropped: int = 0  # no room in the queue, or on the host
+    declined: int = 0  # found, but computed sooner than they would come
     wanted: int = 0  # to be onboarded
     onboarded: int = 0
     preheated: int = 0

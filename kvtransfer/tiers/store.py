@@ -92,6 +92,11 @@ class TieredStore:
                 tiers.append(tier)
         return Found(tuple(tiers))
 
+    def decline(self, num_blocks: int) -> None:
+        """Note that blocks which were found are not wanted: something else is quicker."""
+        with self._shared.lock:
+            self._shared.calls.declined += num_blocks
+
     def touch(self, hashes: Sequence[bytes]) -> None:
         """Note that a prompt has these blocks: once a prompt, wherever they are."""
         host, disk = self._shared.host, self._shared.disk

@@ -105,6 +105,22 @@ def test_only_what_the_pool_lacks_comes_back(make, request_of):
     assert engine.holds(request, 1, [10, 11])
 
 
+def test_what_would_come_later_than_it_is_computed_is_left_and_counted(make, request_of):
+    engine, request = make(), request_of(3)
+    engine.compute(request, 0, [4, 5, 6])
+    paying = engine.connector.paying
+    paying.note_step(prompt_tokens=100, seconds=0.001, waiting=0)
+    paying.note_load(["host"], seconds=10.0)
+
+    assert engine.connector.matched_tokens(request, 0) == 0
+    assert engine.connector.store.stats().calls.declined == 3
+
+    paying.note_step(prompt_tokens=1, seconds=1_000.0, waiting=0)
+
+    assert engine.connector.matched_tokens(request, 0) == 12
+    assert engine.connector.store.stats().calls.declined == 3
+
+
 def test_what_is_gone_between_the_question_and_the_load_is_told(make, request_of):
     engine, request = make(), request_of(3)
     engine.compute(request, 0, [1, 2, 3])

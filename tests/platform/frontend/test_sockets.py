@@ -1,8 +1,8 @@
 """The API on real sockets: clients that leave, dawdle or stay while the server ends."""
 
 import asyncio
-import errno
 import contextlib
+import errno
 import json
 import socket
 import ssl
