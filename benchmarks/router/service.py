@@ -197,7 +197,7 @@ def tell(report: Report, found: Mapping[str, float]) -> None:
     report.goal(Goal("a select over HTTP, p50, of Dynamo's in process, ×", times, at_most=3.0))
     for each in (1, CONNECTIONS):
         # What one core could do, were the service alone on it: other work does not count.
-        rate = 1e6 / found[f"{each} cpu"]
+        rate = ratio(1e6, found[f"{each} cpu"])
         report.goal(Goal(f"pairs per CPU second, connections: {each}", rate, at_least=1_000.0))
 
 

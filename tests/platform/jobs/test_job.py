@@ -92,11 +92,20 @@ def run(environment, *command, patience_s=PATIENCE_S) -> str:
         time.sleep(1)
 
 
-def await_word(environment, word: str) -> str:
+def await_word(environment, word: str, log: Path) -> str:
+    """Follow what the job says to a word, by one process: each start of Ray's command is costly."""
     until = time.monotonic() + PATIENCE_S
-    while word not in (said := run(environment, RAY, "job", "logs", "stafette")):
-        assert time.monotonic() < until, said
-        time.sleep(1)
+    with log.open("wb") as out:
+        follow = [RAY, "job", "logs", "stafette", "--follow"]
+        process = subprocess.Popen(follow, env=environment, stdout=out, stderr=out)
+    try:
+        while word not in (said := log.read_text(errors="replace")):
+            assert process.poll() is None, said
+            assert time.monotonic() < until, said
+            time.sleep(0.2)
+    finally:
+        process.kill()
+        process.wait()
     return said
 
 
@@ -120,7 +129,7 @@ def test_a_job_serves_on_two_hosts_until_it_is_stopped(cluster, hosts, environme
     script = str(ROOT / "examples/jobs/serve.sh")
 
     run(environment, "bash", script, str(config), "--set", f"frontend.port={PORT}", patience_s=0)
-    assert f"ready at {url}" in await_word(environment, "ready at")
+    assert f"ready at {url}" in await_word(environment, "ready at", tmp_path / "start")
     with ThreadPoolExecutor(4) as pool:  # who decodes does not compute the others' prompts
         prompts = [f"{number}: the relay runs on. " * 60 for number in range(4)]
         assert list(pool.map(ask, [url] * len(prompts), prompts)) == [32] * len(prompts)
@@ -132,6 +141,7 @@ def test_a_job_serves_on_two_hosts_until_it_is_stopped(cluster, hosts, environme
 
     run(environment, RAY, "job", "stop", "stafette")
 
-    assert "stopping: what is under way is finished first" in await_word(environment, "stopping")
+    said = await_word(environment, "stopping", tmp_path / "end")
+    assert "stopping: what is under way is finished first" in said
     with pytest.raises(OSError, match="refused"):
         urllib.request.urlopen(f"{url}/health", timeout=10)
