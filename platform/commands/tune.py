@@ -8,6 +8,7 @@ from stafette.platform.bench.tuning.knobs import KNOBS
 from stafette.platform.bench.tuning.objectives import OBJECTIVES
 from stafette.platform.commands.talking import KEY_VARIABLE
 from stafette.platform.flags import add_flags
+from stafette.platform.trust import add_trust_arguments
 from stafette.workers import EngineConfig
 
 
@@ -39,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     server.add_argument("--served-model", help="its model (default: the only one)")
     server.add_argument("--key", help=f"API key (default: {KEY_VARIABLE})")
     server.add_argument("--start-s", type=float, default=600.0, help="until it answers")
+    add_trust_arguments(parser)
     add("--timeout-s", type=float, default=600.0, help="of one answer (default: %(default)s)")
     add("--output-dir", type=Path, default=Path("results"), help="default: %(default)s")
     add("--no-report", action="store_true", help="no charts and no page")

@@ -35,6 +35,7 @@ from stafette.platform.commands.talking import KEY_VARIABLE
 from stafette.platform.commands.telling import tell
 from stafette.platform.flags import given
 from stafette.platform.frontend.errors import InvalidSetting
+from stafette.platform.trust import trust_of
 from stafette.workers import EngineConfig
 
 _SEEDS = 1_000_000
@@ -113,7 +114,7 @@ def _trials(arguments: argparse.Namespace) -> Trials:
     objective, slo = OBJECTIVES[arguments.objective], read_slo(arguments.goodput, stream=True)
     if objective.name == "goodput" and slo is None:
         raise InvalidSetting("--goodput", None, "is needed: --objective goodput counts by it")
-    key = arguments.key or os.environ.get(KEY_VARIABLE)
+    key, trust = arguments.key or os.environ.get(KEY_VARIABLE), trust_of(arguments)
     flags = given(arguments, EngineConfig)
     EngineConfig.of(**flags)  # wrong flags are told before a server is started
     server = {"flags": flags, "command": arguments.restart_command, "url": arguments.url}
@@ -121,7 +122,7 @@ def _trials(arguments: argparse.Namespace) -> Trials:
     sweep = Sweep(
         plan=plan,
         results=Results(arguments.output_dir / plan.name),
-        config=ClientConfig(key=key, request_s=arguments.timeout_s),
+        config=ClientConfig(key=key, request_s=arguments.timeout_s, trust=trust),
         make_backend=_builtin,
         tell=tell,
         progress=progress,
@@ -132,6 +133,7 @@ def _trials(arguments: argparse.Namespace) -> Trials:
         command=arguments.restart_command,
         url=arguments.url,
         key=key,
+        trust=trust,
         start_s=arguments.start_s,
     )
     command = shlex.join(["stafette", *sys.argv[1:]])

@@ -63,6 +63,18 @@ def test_only_the_named_ca_is_believed(bench, certificate_of, capsys):
     assert "certificate verify failed" in capsys.readouterr().err
 
 
+def test_tuning_knows_a_server_by_its_own_ca_and_waits_for_none_it_does_not_believe(
+    server, certificate, capsys, tmp_path
+):
+    where = ("--restart-command", "true {flags}", "--url", f"https://127.0.0.1:{server.port}")
+    tune = ["tune", *where, "--output-dir", str(tmp_path), "--no-report"]
+
+    assert main([*tune, "--ca-file", certificate[1]]) == 1
+    assert "answers already" in capsys.readouterr().err
+    assert main(tune) == 1
+    assert "name its CA with --ca-file, or give --insecure" in capsys.readouterr().err
+
+
 @contextmanager
 def answering(said: bytes) -> Iterator[int]:
     """Listen, and say this to whoever says anything; without a word, to nobody."""

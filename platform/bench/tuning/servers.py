@@ -16,6 +16,7 @@ from stafette.platform.bench.endpoints import Endpoint
 from stafette.platform.bench.errors import BenchError
 from stafette.platform.bench.tuning.knobs import Flags, as_words
 from stafette.platform.frontend.errors import InvalidSetting
+from stafette.platform.trust import Trust, advice
 
 PLACEHOLDER = "{flags}"
 _LOOK_S = 0.2
@@ -36,6 +37,7 @@ class Servers:
     command: str | None = None
     url: str | None = None
     key: str | None = None
+    trust: Trust = Trust()
     start_s: float = 600.0
 
     def __post_init__(self) -> None:
@@ -90,11 +92,13 @@ class Servers:
         return match[1] if match else None
 
     async def _answers(self, url: str) -> bool:
-        config = ClientConfig(key=self.key, connect_s=2.0, request_s=5.0)
+        config = ClientConfig(key=self.key, connect_s=2.0, request_s=5.0, trust=self.trust)
         client = Client(Endpoint("server", url), config)
         try:
             return (await client.get("/v1/models")).head.status == 200
-        except (OSError, TimeoutError):
+        except (OSError, TimeoutError) as error:
+            if remedy := advice(error):  # it answers, and waiting changes nothing
+                raise BenchError("--url", url, remedy) from error
             return False
         finally:
             client.close()
