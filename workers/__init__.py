@@ -15,9 +15,12 @@ if TYPE_CHECKING:
 
 __all__ = ["LLM", "AsyncEngine", "EngineConfig", "SamplingParams", "StructuredOutput"]
 
-# Torch reads this when it is loaded: an OpenMP thread that waits by spinning starves its own team
-# as soon as another process wants a core (3 tokens/s instead of 25, measured on two cores).
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# Torch's OpenMP reads these when it is loaded. By default a thread that waits spins for long,
+# and starves its own team as soon as another process wants a core (3 tokens/s instead of 25,
+# measured on two cores). Some 50 us bridge what lies between two loops; see runner/cpu_team.py.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ["OMP_WAIT_POLICY"] = "passive"
+    os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 
 _HOMES = {
     "LLM": "llm",

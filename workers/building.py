@@ -17,6 +17,7 @@ from stafette.workers.kv_sizing import num_kv_blocks
 from stafette.workers.kvcache.pool import BlockPool
 from stafette.workers.models.spec import ModelSpec
 from stafette.workers.runner import native
+from stafette.workers.runner.cpu_process import in_passing_thread
 from stafette.workers.runner.rank_process import RankSource
 from stafette.workers.runner.runner import Runner
 from stafette.workers.runner.torch_runner import TorchRunner
@@ -40,6 +41,12 @@ def build_engine(
     `worker_id` names this engine in its KV events; None: by its host and process. `ranks` starts
     those of a tensor-parallel engine; None: on this host.
     """
+    if _device(config) == "cpu":
+        return in_passing_thread(lambda: _build(config, worker_id, ranks))
+    return _build(config, worker_id, ranks)
+
+
+def _build(config: EngineConfig, worker_id: str | None, ranks: RankSource | None) -> Engine:
     started = time.monotonic()
     checkpoint = open_checkpoint(config.model, config.quantization)
     tokenizer = open_tokenizer(config.model, config.tokenizer)

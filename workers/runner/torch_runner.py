@@ -17,6 +17,8 @@ from stafette.workers.models.linear import Adapters
 from stafette.workers.models.lora import Adapter, LoraBatch, group_tokens, load_adapter
 from stafette.workers.models.registry import build_model
 from stafette.workers.models.sharding import SOLO, TensorParallel
+from stafette.workers.runner.cpu_process import keep_freed_memory
+from stafette.workers.runner.cpu_team import Team
 from stafette.workers.runner.cuda_graphs import (
     CudaGraphDevice,
     DecodeGraphs,
@@ -34,7 +36,6 @@ from stafette.workers.runner.runner import KvLayout, Runner, StepInputs, StepTen
 from stafette.workers.runner.step_batch import StepBatch
 from stafette.workers.weights.checkpoint import Checkpoint
 
-_TEAM_TOKENS = 32  # on a CPU; a step of fewer is done before its threads are awake
 _OUT_OF_MEMORY = "not enough memory"  # how torch's CPU allocator says so, in a RuntimeError
 
 
@@ -47,7 +48,9 @@ class TorchRunner(Runner):
         self.config, self.spec, self.tp = config, checkpoint.spec, tp
         self.device = choose_device(config)
         self.dtype = choose_dtype(config, self.spec, self.device)
-        self._num_threads = config.threads
+        self._team = Team(config.threads)  # on a CPU
+        if self.device.type == "cpu":
+            keep_freed_memory()
         try:
             self.model = build_model(checkpoint, self.dtype, self.device, tp)
         except torch.OutOfMemoryError as error:
@@ -175,7 +178,7 @@ class TorchRunner(Runner):
 
     def _forward(self, inputs: StepInputs) -> StepTensors:
         if self.device.type == "cpu":
-            torch.set_num_threads(self._num_threads if inputs.num_tokens >= _TEAM_TOKENS else 1)
+            torch.set_num_threads(self._team.size)
         hidden = self._hidden(inputs)
         logits = self.model.logits(self._pick(hidden, inputs.logit_rows))
         if len(inputs.hidden_rows) == 0:

@@ -1,0 +1,120 @@
+"""A step of torch uses the cores that others leave, and memory that it has had before."""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+import torch
+
+from stafette.workers.runner.cpu_process import in_passing_thread
+from stafette.workers.runner.cpu_team import Team, read_times
+
+CORES = 4
+PATIENCE_S = 60.0
+
+
+@pytest.fixture
+def team(monkeypatch):
+    """Build a team that sees, second by second, how many cores this process and others use."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(CORES)))
+
+    def make(*seconds: tuple[float, float], most: int = CORES) -> Team:
+        times = [(0.0, 0.0, 0.0)]
+        for own, others in seconds:
+            at, busy, used = times[-1]
+            times.append((at + 1, busy + own + others, used + own))
+        return Team(most, iter(times).__next__)
+
+    return make
+
+
+def test_all_cores_are_used_while_nobody_wants_them(team):
+    each = team((4.0, 0.0), (0.5, 0.1), (4.0, 0.3))
+
+    assert [each.size for _ in range(3)] == [4, 4, 4]
+
+
+def test_cores_of_others_are_left_to_them_as_long_as_they_use_them(team):
+    each = team((3.0, 1.0), (1.0, 2.6), (1.0, 9.0), (4.0, 0.0))
+
+    assert [each.size for _ in range(4)] == [3, 1, 1, 4]
+
+
+def test_no_more_threads_than_were_asked_for(team):
+    assert team((2.0, 0.0), most=2).size == 2
+    assert team((2.0, 3.0), most=2).size == 1
+
+
+def test_where_the_system_tells_nothing_the_flag_counts(monkeypatch):
+    assert Team(3, lambda: None).size == 3
+
+
+def test_a_look_is_taken_now_and_then_only():
+    looks = []
+    each = Team(2, lambda: looks.append(1) or (time.monotonic() + 3_600, 0.0, 0.0))
+
+    assert [each.size for _ in range(100)] == [2] * 100
+    assert len(looks) == 1
+
+
+def test_processes_that_take_all_cores_are_seen():
+    cores = os.sched_getaffinity(0)
+    others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in cores]
+    try:
+        until, each = time.monotonic() + PATIENCE_S, Team(len(cores) + 1)
+        while each.size > len(cores) // 2:
+            assert time.monotonic() < until, read_times(cores)
+            time.sleep(0.05)
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+
+
+def test_a_team_ends_with_the_thread_that_had_it():
+    def work() -> tuple[int, str]:
+        torch.set_num_threads(3)
+        torch.ones(1 << 20).exp()
+        return num_threads(), threading.current_thread().name
+
+    during, name = in_passing_thread(work)
+
+    assert name != threading.current_thread().name
+    until = time.monotonic() + PATIENCE_S
+    while num_threads() > during - 3:  # itself, and the two others of its team
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def test_what_goes_wrong_in_a_passing_thread_is_told():
+    with pytest.raises(KeyError, match="gone"):
+        in_passing_thread(lambda: {}["gone"])
+
+
+MEMORY = """
+import resource, sys
+import torch
+from stafette.workers.runner.cpu_process import keep_freed_memory
+
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+for _ in range(20):  # the first ones find their places
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(16 << 20)
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+print(faults)
+"""
+
+
+def test_memory_that_was_freed_costs_no_new_pages():
+    def faults(how: str) -> int:
+        return int(subprocess.check_output([sys.executable, "-P", "-c", MEMORY, how]))
+
+    assert faults("keep") * 10 < faults("leave")
+
+
+def num_threads() -> int:
+    return len(os.listdir("/proc/self/task"))
