@@ -43,16 +43,19 @@ class Client:
             head += f"authorization: Bearer {config.key}\r\n"
         self._head = head.encode()
 
-    async def get(self, path: str) -> Reply:
-        return await self._whole(b"GET", path, b"")
+    async def get(self, path: str, within_s: float | None = None) -> Reply:
+        """Ask about the server: `within_s` is its own patience, not that of an answer."""
+        return await self._whole(b"GET", path, b"", within_s)
 
     async def post(self, path: str, body: Mapping[str, Any]) -> Reply:
         return await self._whole(b"POST", path, json.dumps(body).encode())
 
-    async def ask(self, method: bytes, path: str, body: bytes, on_body: OnBody) -> Head:
+    async def ask(
+        self, method: bytes, path: str, body: bytes, on_body: OnBody, within_s: float | None = None
+    ) -> Head:
         """Hand the answer's pieces over as they come; raises OSError, TimeoutError."""
         request = self._request(method, path, body)
-        async with asyncio.timeout(self.config.request_s):
+        async with asyncio.timeout(self.config.request_s if within_s is None else within_s):
             while True:
                 used = bool(self._idle)
                 wire = self._idle.pop() if used else await self._connect()
@@ -77,9 +80,11 @@ class Client:
         while self._idle:
             self._idle.pop().close()
 
-    async def _whole(self, method: bytes, path: str, body: bytes) -> Reply:
+    async def _whole(
+        self, method: bytes, path: str, body: bytes, within_s: float | None = None
+    ) -> Reply:
         pieces: list[bytes] = []
-        head = await self.ask(method, path, body, lambda piece, _: pieces.append(piece))
+        head = await self.ask(method, path, body, lambda piece, _: pieces.append(piece), within_s)
         return Reply(head, b"".join(pieces))
 
     async def _connect(self) -> Wire:

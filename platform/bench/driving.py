@@ -101,8 +101,7 @@ class Driver:
 
 async def _answers(client: Client) -> bool:
     try:
-        async with asyncio.timeout(_PROBE_S):
-            await client.get("/v1/models")
+        await client.get("/v1/models", _PROBE_S)
     except (OSError, TimeoutError):
         return False
     return True

@@ -75,7 +75,7 @@ def test_strangers_of_one_way_in_leave_the_other_one_free(start_owner, reach, kn
 
 
 def test_who_says_nothing_is_sent_away_at_the_deadline(start_owner, reach, knock):
-    owner = start_owner(max_strangers=2, handshake_timeout_s=0.1)
+    owner = start_owner(max_strangers=2, handshake_timeout_s=0.5)
 
     silent = knock(owner, 2)
 

@@ -26,6 +26,7 @@ class PlayedServer:
     models: tuple[str, ...] = ("tiny",)
     status: int = 200
     gap_s: float = 0.0
+    models_s: float = 0.0  # until it says which models it has
     dies_after: int | None = None  # chats
     bodies: list[dict] = field(default_factory=list)
     paths: list[str] = field(default_factory=list)
@@ -84,6 +85,7 @@ class PlayedServer:
     async def _answer(self, path: str, body: bytes, writer) -> None:
         self.paths.append(path)
         if path == "/v1/models":
+            await asyncio.sleep(self.models_s)
             data = [{"id": name, "max_model_len": 4096} for name in self.models]
             return self._whole(writer, 200, {"data": data})
         if path == "/tokenize":

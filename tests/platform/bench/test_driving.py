@@ -91,6 +91,8 @@ async def test_broken_connections_of_a_server_that_lives_are_counted(serve):
 
 
 async def test_timeouts_of_a_server_that_lives_are_counted(serve):
-    records = await drive(serve(gap_s=3.0), level(limit=4, count=8), request_s=0.05)
+    slow = serve(gap_s=3.0, models_s=0.2)  # longer than an answer may take: it lives all the same
+
+    records = await drive(slow, level(limit=4, count=8), request_s=0.05)
 
     assert [record.error for record in records] == ["timeout"] * 8
