@@ -100,6 +100,7 @@ class Executor:
             logit_rows=np.array(logit_rows, np.int32),
             lora_slots=self._slots(seqs),
             hidden_rows=np.array(hidden_rows, np.int32),
+            sequences=tuple(seq.seq_id for seq in seqs),
         )
 
     def _slots(self, seqs: Seq[SeqStep]) -> np.ndarray | None:

@@ -28,11 +28,12 @@ class AttentionMetadata:
     slots: torch.Tensor  # int64 [tokens]; -1 is a padded row: nothing is written
     max_query_len: int
     max_context_len: int
+    sequences: tuple[int, ...] | None = None  # who they are from step to step, where it is known
     plan: object = None  # a backend's own notes on this step, made at its first layer
 
 
 class AttentionBackend(ABC):
-    """Stateless but for its shape; `layer_kv` is one layer of the pool.
+    """Its results depend on its shape and what it is given; `layer_kv` is one layer of the pool.
 
     layer_kv: [num_blocks, 2, num_kv_heads, block_size, head_dim], a strided view whose last two
     dimensions are contiguous; q: [tokens, num_heads, head_dim]; k, v: [tokens, num_kv_heads,

@@ -33,11 +33,18 @@ def gather(layer_kv: torch.Tensor, ids: torch.Tensor, dtype: torch.dtype) -> tor
     return rows.view(*ids.shape[:-1], ids.shape[-1] * block_size, head_dim)
 
 
+def read_tokens(layer_kv: torch.Tensor, ids: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Return rows of tokens, [len(ids), head_dim]."""
+    rows = _bits(_rows(layer_kv, layer_kv.shape[-1])).index_select(0, ids)
+    return rows.view(layer_kv.dtype).to(dtype)
+
+
 def store(k: torch.Tensor, v: torch.Tensor, layer_kv: torch.Tensor, ids: torch.Tensor) -> None:
     """Write k and v [tokens, num_kv_heads, head_dim] to rows of tokens."""
     head_dim = layer_kv.shape[-1]
     values = torch.stack((k, v), 1).view(-1, head_dim)
-    _bits(_rows(layer_kv, head_dim))[ids] = _bits(to_pool(values, layer_kv.dtype))
+    rows = _bits(_rows(layer_kv, head_dim))
+    rows.index_copy_(0, ids, _bits(to_pool(values, layer_kv.dtype)))
 
 
 def to_pool(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

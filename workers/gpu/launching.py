@@ -10,6 +10,7 @@ import torch
 _EARLY_CAPABILITY = (9, 0)  # Hopper
 
 
+@cache
 def interpreting() -> bool:
     """Whether Triton was told to run kernels on the CPU. It reads the variable when imported."""
     return os.environ.get("TRITON_INTERPRET") == "1"

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 
 _LOOK_S = 0.2  # between two looks: the kernel counts in hundredths of a second
+_IDLE = 0.2  # of a core
 _STAT = Path("/proc/stat")
 _BUSY = (0, 1, 2, 5, 6, 7)  # of a core's times: user, nice, system, irq, softirq, stolen
 
@@ -40,6 +41,8 @@ class Team:
 
     def _fitting(self, last: Times, times: Times) -> int:
         seconds, busy, own = (now - before for now, before in zip(times, last, strict=True))
+        if own < _IDLE * seconds:
+            return self._size  # who used the cores while this one did not need them may be gone
         others = max(0.0, busy - own) / seconds
         return max(1, min(self._most, round(len(self._cores) - others)))
 

@@ -65,6 +65,7 @@ def pack_inputs(inputs: StepInputs) -> dict[str, Any]:
     packed: dict[str, Any] = {name: getattr(inputs, name).tobytes() for name in _ARRAYS}
     packed["block_tables"] = inputs.block_tables.tobytes()
     packed["lora_slots"] = None if inputs.lora_slots is None else inputs.lora_slots.tobytes()
+    packed["sequences"] = inputs.sequences
     return packed
 
 
@@ -77,4 +78,5 @@ def unpack_inputs(packed: dict[str, Any]) -> StepInputs:
         **arrays,
         block_tables=tables,
         lora_slots=None if slots is None else np.frombuffer(slots, np.int32),
+        sequences=None if packed["sequences"] is None else tuple(packed["sequences"]),
     )

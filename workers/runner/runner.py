@@ -78,6 +78,7 @@ class StepInputs:
     logit_rows: Int32s  # [rows], into token_ids: which tokens' logits are wanted
     lora_slots: Int32s | None = None  # [sequences]; -1: no adapter
     hidden_rows: Int32s = field(default_factory=lambda: np.empty(0, np.int32))
+    sequences: tuple[int, ...] | None = None  # who they are from step to step; negative: nobody
 
     @property
     def num_tokens(self) -> int:

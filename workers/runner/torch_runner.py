@@ -161,6 +161,7 @@ class TorchRunner(Runner):
             slots=self._tensor(inputs.slots(self.kv_layout.block_size)),
             max_query_len=int(np.diff(inputs.query_starts).max()),
             max_context_len=int(inputs.context_lens.max()),
+            sequences=inputs.sequences,
         )
         return StepBatch(self._tensor(inputs.token_ids), self._tensor(inputs.positions), meta)
 
