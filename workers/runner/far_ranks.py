@@ -109,15 +109,13 @@ class SpreadRanks:
         missing = set(wanted)
         listener.settimeout(_LOOK_S)
         while missing:
+            if time.monotonic() > until:
+                how = f"{len(missing)} of {len(wanted)} have not called in {timeout_s:g} s"
+                raise EngineDead("tensor parallel ranks", how, "see their nodes' logs")
             try:
                 connection, address = listener.accept()
             except TimeoutError:
                 _raise_if_failed(failures)
-                if time.monotonic() > until:
-                    how = f"{len(missing)} of {len(wanted)} have not called in {timeout_s:g} s"
-                    raise EngineDead(
-                        "tensor parallel ranks", how, "see their nodes' logs"
-                    ) from None
                 continue
             rank = _admit(connection, self._token)
             if rank is None or rank.rank not in missing:

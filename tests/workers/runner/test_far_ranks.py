@@ -238,6 +238,26 @@ def test_nodes_that_nobody_calls_from_are_given_up_in_time():
         SpreadRanks(HERE, TOKEN, 2, lambda *_: lambda: "").start(2, 0.1)
 
 
+def test_strangers_who_keep_calling_do_not_make_a_start_longer():
+    over = threading.Event()
+
+    def keep_calling(port):
+        while not over.is_set():
+            with suppress(OSError), socket.create_connection((HERE, port)) as stranger:
+                stranger.sendall(b"GET / HTTP/1.1\r\n\r\n")
+                stranger.recv(1)
+
+    def launch(node, port, ranks):
+        threading.Thread(target=keep_calling, args=(port,)).start()
+        return lambda: ""
+
+    try:
+        with pytest.raises(EngineDead, match=r"1 of 1 have not called in 1 s"):
+            SpreadRanks(HERE, TOKEN, 2, launch).start(2, 1.0)
+    finally:
+        over.set()
+
+
 def test_a_node_that_cannot_start_its_ranks_says_why():
     with pytest.raises(EngineDead, match="no room there"):
         SpreadRanks(HERE, TOKEN, 2, lambda *_: lambda: "no room there").start(2, 60.0)
