@@ -43,6 +43,7 @@ class AttentionBackend(ABC):
 
     name: str
     recordable = False  # whether a CUDA graph can hold it: it never reads a tensor on the host
+    beside_pool = 0.0  # what it takes of the device's memory beside the pool, as a share of that
 
     def __init__(self, shape: AttentionShape) -> None:
         self.shape = shape

@@ -10,13 +10,20 @@ from torch.nn import functional
 from stafette.workers.attention.backend import AttentionBackend, AttentionMetadata, AttentionShape
 from stafette.workers.attention.paged_pool import gather, store
 from stafette.workers.attention.torch_copies import Copies, Kept
-from stafette.workers.attention.torch_plan import MANY_QUERIES, Group, Plan, make_plan
+from stafette.workers.attention.torch_plan import (
+    MANY_QUERIES,
+    MOST_COPIED,
+    Group,
+    Plan,
+    make_plan,
+)
 
 
 class TorchAttention(AttentionBackend):
     """Serves every shape, device and pool dtype; reads the lengths on the host."""
 
     name = "torch"
+    beside_pool = MOST_COPIED
 
     def __init__(self, shape: AttentionShape) -> None:
         super().__init__(shape)

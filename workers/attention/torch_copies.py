@@ -13,7 +13,10 @@ import torch
 
 from stafette.workers.attention.paged_pool import block_ids, gather, read_tokens, token_ids
 
-_ROUND = 8  # places: a newcomer rarely makes them too few
+
+def num_places(sequences: int) -> int:
+    """Return how many there are for so many: a newcomer rarely makes them too few."""
+    return sequences + sequences // 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +101,10 @@ class Copies:
         self._buffers: dict[int, torch.Tensor] = {}  # by the layer's address
         self._shape = (0, 0)  # places, blocks of each
 
+    @property
+    def num_bytes(self) -> int:
+        return sum(buffer.nbytes for buffer in self._buffers.values())
+
     def keep(
         self,
         sequences: Sequence[int],
@@ -118,7 +125,7 @@ class Copies:
             self._places.forget()
             places, fresh = self._places.arrange(step)
             self._buffers.clear()
-            self._shape = (-(-len(places) // _ROUND) * _ROUND, blocks.shape[1])
+            self._shape = (num_places(len(places)), blocks.shape[1])
         return self._kept(places, fresh, contexts, blocks, slots, layer_kv)
 
     def buffer(self, layer_kv: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

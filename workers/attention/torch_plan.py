@@ -8,10 +8,10 @@ import torch
 
 from stafette.workers.attention.backend import AttentionMetadata, AttentionShape
 from stafette.workers.attention.paged_pool import block_ids, token_ids
-from stafette.workers.attention.torch_copies import Copies, Kept
+from stafette.workers.attention.torch_copies import Copies, Kept, num_places
 
 MANY_QUERIES = 32  # from here flash attention is faster than two products and a softmax
-_COPIED = 0.25  # of the pool at most: what copies of those that decode may take beside it
+MOST_COPIED = 0.25  # of the pool: what copies of those that decode may take beside it
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ def make_plan(
     groups = []
     for (query_len, order), rows in alike.items():
         kept = None
-        if query_len == 1 and _may_copy(shape, rows, layer_kv, meta):
+        if query_len == 1 and _may_copy(shape, rows, layer_kv, meta, dtype):
             kept = _keep(shape, rows, layer_kv, meta, copies.setdefault(order, Copies()))
         elif query_len == 1:
             copies.pop(order, None)
@@ -73,10 +73,16 @@ def _alike(meta: AttentionMetadata) -> dict[tuple[int, int], list[int]]:
 
 
 def _may_copy(
-    shape: AttentionShape, rows: list[int], layer_kv: torch.Tensor, meta: AttentionMetadata
+    shape: AttentionShape,
+    rows: list[int],
+    layer_kv: torch.Tensor,
+    meta: AttentionMetadata,
+    dtype: torch.dtype,
 ) -> bool:
-    width = _width(shape, meta.context_lens[rows])
-    return meta.sequences is not None and len(rows) * width <= _COPIED * len(layer_kv)
+    if meta.sequences is None:
+        return False
+    blocks = num_places(len(rows)) * _width(shape, meta.context_lens[rows])
+    return blocks * dtype.itemsize <= MOST_COPIED * len(layer_kv) * layer_kv.dtype.itemsize
 
 
 def _keep(

@@ -65,7 +65,8 @@ class TorchRunner(Runner):
         self._graphs: DecodeGraphs | None = None
 
     def free_bytes(self) -> int:
-        return max(0, free_device_bytes(self.device) - self._activation_bytes())
+        free = max(0, free_device_bytes(self.device) - self._activation_bytes())
+        return int(free / (1 + self.attention.beside_pool))
 
     def allocate_kv(self, num_blocks: int) -> None:
         self._drop_pool()
