@@ -17,7 +17,7 @@ __all__ = ["LLM", "AsyncEngine", "EngineConfig", "SamplingParams", "StructuredOu
 
 # Torch's OpenMP reads these when it is loaded. By default a thread that waits spins for long,
 # and starves its own team as soon as another process wants a core (3 tokens/s instead of 25,
-# measured on two cores). Some 50 us bridge what lies between two loops; see runner/cpu_team.py.
+# measured on two cores). Some 50 us bridge what lies between two loops: runner/torch_threads.py.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ["OMP_WAIT_POLICY"] = "passive"
     os.environ.setdefault("GOMP_SPINCOUNT", "5000")

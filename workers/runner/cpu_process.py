@@ -1,6 +1,7 @@
 """What torch on a CPU wants of its process: one team of threads, and memory that stays.
 
-Both are worth a third of a small model's decode step, and are nothing that torch does on its own.
+On two cores the first made decode steps of 64 sequences of a small model a quarter shorter, the
+second prompts a tenth. Torch does neither on its own.
 """
 
 import ctypes

@@ -17,6 +17,7 @@ from stafette.workers.native.library import Decoder, Team
 from stafette.workers.native.structs import Element, StepDesc
 from stafette.workers.runner.native_weights import NativeWeights, WeightPacker
 from stafette.workers.runner.runner import KvLayout, Runner, StepInputs, StepTensors
+from stafette.workers.runner.torch_threads import TorchThreads
 from stafette.workers.weights.checkpoint import Checkpoint
 
 _TILE_ROWS = 16  # a head must be whole tiles
@@ -91,6 +92,7 @@ class NativeRunner(Runner):
         self.device = torch.device("cpu")
         self.kv_layout = _layout(config, checkpoint.spec)
         self._team = Team(config.threads, isa)
+        self._torch_threads = TorchThreads(config.threads)  # which sample
         self._held = _Resources(self._team)
         self._close = weakref.finalize(self, self._held.close)
         self._weights = self._held.weights = self._pack(checkpoint)
@@ -125,6 +127,7 @@ class NativeRunner(Runner):
         return self._held.pool
 
     def forward(self, inputs: StepInputs) -> StepTensors:
+        self._torch_threads.fit()
         pool, rows = self.kv_pool(), len(inputs.logit_rows)
         if rows > len(self._logits):
             self._logits = torch.empty(rows, self.spec.vocab_size)

@@ -18,7 +18,6 @@ from stafette.workers.models.lora import Adapter, LoraBatch, group_tokens, load_
 from stafette.workers.models.registry import build_model
 from stafette.workers.models.sharding import SOLO, TensorParallel
 from stafette.workers.runner.cpu_process import keep_freed_memory
-from stafette.workers.runner.cpu_team import Team
 from stafette.workers.runner.cuda_graphs import (
     CudaGraphDevice,
     DecodeGraphs,
@@ -34,6 +33,7 @@ from stafette.workers.runner.device import (
 )
 from stafette.workers.runner.runner import KvLayout, Runner, StepInputs, StepTensors
 from stafette.workers.runner.step_batch import StepBatch
+from stafette.workers.runner.torch_threads import TorchThreads
 from stafette.workers.weights.checkpoint import Checkpoint
 
 _OUT_OF_MEMORY = "not enough memory"  # how torch's CPU allocator says so, in a RuntimeError
@@ -48,7 +48,7 @@ class TorchRunner(Runner):
         self.config, self.spec, self.tp = config, checkpoint.spec, tp
         self.device = choose_device(config)
         self.dtype = choose_dtype(config, self.spec, self.device)
-        self._team = Team(config.threads)  # on a CPU
+        self._threads = TorchThreads(config.threads)  # on a CPU
         if self.device.type == "cpu":
             keep_freed_memory()
         try:
@@ -180,7 +180,7 @@ class TorchRunner(Runner):
 
     def _forward(self, inputs: StepInputs) -> StepTensors:
         if self.device.type == "cpu":
-            torch.set_num_threads(self._team.size)
+            self._threads.fit()
         hidden = self._hidden(inputs)
         logits = self.model.logits(self._pick(hidden, inputs.logit_rows))
         if len(inputs.hidden_rows) == 0:

@@ -1,4 +1,4 @@
-"""How many threads a step of torch may use on a CPU: as many as others leave it cores.
+"""How many threads torch may use on a CPU for a step: as many as others leave it cores.
 
 The threads of a team wait for each other many times a step. Those that wait by spinning for a
 moment are twice as fast as those that sleep, as long as each has a core; where another process
@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable, Collection
 from pathlib import Path
 
+import torch
+
 _LOOK_S = 0.2  # between two looks: the kernel counts in hundredths of a second
 _IDLE = 0.2  # of a core
 _STAT = Path("/proc/stat")
@@ -19,30 +21,34 @@ _BUSY = (0, 1, 2, 5, 6, 7)  # of a core's times: user, nice, system, irq, softir
 Times = tuple[float, float, float]  # seconds: the clock, our cores busy, busy with this process
 
 
-class Team:
-    """Used by one thread. `read` gives the times, and None where the system does not tell."""
+class TorchThreads:
+    """Of the thread that runs an engine's steps, forward and sampling alike.
+
+    `read` gives the times, and None where the system does not tell.
+    """
 
     def __init__(self, most: int, read: Callable[[], Times | None] | None = None) -> None:
         self._most = most
         self._cores = os.sched_getaffinity(0)
         self._read = read or (lambda: read_times(self._cores))
         self._last = self._read()
-        self._size = most
+        self._count = most
 
-    @property
-    def size(self) -> int:
-        """The threads that a step which begins now may use."""
+    def fit(self) -> int:
+        """Set, and return, how many the calling thread has in a step that begins now."""
         if self._most > 1 and self._last is not None:
             times = self._read() if time.monotonic() - self._last[0] >= _LOOK_S else None
             if times is not None:
-                self._size = self._fitting(self._last, times)
+                self._count = self._fitting(self._last, times)
                 self._last = times
-        return self._size
+        if torch.get_num_threads() != self._count:
+            torch.set_num_threads(self._count)
+        return self._count
 
     def _fitting(self, last: Times, times: Times) -> int:
         seconds, busy, own = (now - before for now, before in zip(times, last, strict=True))
         if own < _IDLE * seconds:
-            return self._size  # who used the cores while this one did not need them may be gone
+            return self._count  # who used the cores while this one did not need them may be gone
         others = max(0.0, busy - own) / seconds
         return max(1, min(self._most, round(len(self._cores) - others)))
 
